@@ -1,0 +1,172 @@
+#include "batch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace fastsample::cpu {
+
+void sort_descending(uint64_t* keys, int64_t count) { std::sort(keys, keys + count, std::greater<>()); }
+
+namespace {
+
+InstructionSet best_instruction_set() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return InstructionSet::kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return InstructionSet::kAvx2;
+#endif
+  return InstructionSet::kScalar;
+}
+
+std::atomic<int64_t> instruction_set_in_force{-1};
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  switch (cap_instruction_set(-1)) {
+    case InstructionSet::kAvx512:
+      return kAvx512Kernels;
+    case InstructionSet::kAvx2:
+      return kAvx2Kernels;
+    default:
+      break;
+  }
+#endif
+  return kScalarKernels;
+}
+
+// Memory of one thread's rows, made on first use and kept: about 0.75 MiB, of which a top-k row touches 40 KiB.
+class Scratch {
+ public:
+  RowScratch& with_parts(int64_t parts) {
+    if (!row_) {
+      row_ = std::make_unique<RowArrays>();
+      scratch_.chunk_maximum = row_->chunk_maximum;
+      scratch_.chunk_sum = row_->chunk_sum;
+      scratch_.sample_logit = row_->sample_logit;
+      scratch_.sample_weight = row_->sample_weight;
+      scratch_.histogram_measure = row_->histogram_measure;
+      scratch_.histogram_count = row_->histogram_count;
+      scratch_.work = {row_->work.logit, row_->work.index, 0, false};
+    }
+    while (static_cast<int64_t>(lists_.size()) < parts) {
+      lists_.emplace_back(new List);
+      parts_.push_back({{lists_.back()->logit, lists_.back()->index, 0, false}, 0, false, 0, 0});
+    }
+    scratch_.parts = parts_.data();
+    return scratch_;
+  }
+
+ private:
+  struct List {
+    float logit[kCandidateCapacity + kVectorPadding];
+    uint32_t index[kCandidateCapacity + kVectorPadding];
+  };
+  struct RowArrays {
+    float chunk_maximum[kMaxChunks];
+    uint64_t chunk_sum[kMaxChunks];
+    float sample_logit[kSampleCapacity + kVectorPadding];
+    float sample_weight[kSampleCapacity + kVectorPadding];
+    uint64_t histogram_measure[1 << kHistogramBits];
+    uint32_t histogram_count[1 << kHistogramBits];
+    List work;
+  };
+  std::unique_ptr<RowArrays> row_;
+  std::vector<std::unique_ptr<List>> lists_;
+  std::vector<PartScratch> parts_;
+  RowScratch scratch_{};
+};
+
+RowScratch& thread_scratch(int64_t parts) {
+  static thread_local Scratch scratch;
+  return scratch.with_parts(parts);
+}
+
+// Rows over threads; where there are fewer rows than threads, each row's chunks over threads, unless a row is so short
+// that starting the threads (2 to 4 us) costs more than it saves.
+template <class Body>
+void for_each_row(int64_t rows, int64_t vocab, const Threads& threads, const Body& body) {
+  constexpr int64_t kShortestSplit = 32768;
+  if (rows == 0) return;
+  const IeeeArithmetic arithmetic;
+  if (rows >= threads.count || vocab < kShortestSplit) {
+    const int64_t parts = std::min(rows, threads.count);
+    const Team alone{1, nullptr};
+    const Team over_rows{parts, threads.run};
+    over_rows.run([&](int64_t part) {
+      RowScratch& scratch = thread_scratch(1);
+      for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) body(row, scratch, alone);
+    });
+    return;
+  }
+  const int64_t parts = std::min(threads.count, vocab / (kShortestSplit / 4));
+  RowScratch& scratch = thread_scratch(parts);
+  const Team together{parts, threads.run};
+  for (int64_t row = 0; row < rows; ++row) body(row, scratch, together);
+}
+
+}  // namespace
+
+InstructionSet cap_instruction_set(int64_t cap) {
+  const auto best = static_cast<int64_t>(best_instruction_set());
+  int64_t in_force = instruction_set_in_force.load(std::memory_order_relaxed);
+  if (in_force < 0 || cap >= 0) {
+    in_force = cap < 0 ? best : std::min(cap, best);
+    instruction_set_in_force.store(in_force, std::memory_order_relaxed);
+  }
+  return static_cast<InstructionSet>(in_force);
+}
+
+void sample(const Batch& batch, const int64_t* indices, int64_t indices_stride, const BatchFilters& filters,
+            const BatchRandomness& randomness, bool replacement, const Tokens& out, const Threads& threads) {
+  if (out.count == 0) return;
+  const Kernels& kernel = kernels();
+  for_each_row(out.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
+    const int64_t from = indices ? indices[row * indices_stride] : row;
+    int64_t* tokens = out.data + row * out.row_stride;
+    if (from < 0 || from >= batch.rows) {
+      for (int64_t i = 0; i < out.count; ++i) tokens[i * out.stride] = -1;
+      return;
+    }
+    const auto stream = static_cast<uint64_t>(randomness.stream[row]) +
+                        (randomness.stream_per_row ? static_cast<uint64_t>(row) : 0);
+    const Draws draws{static_cast<uint64_t>(randomness.seed[row]),
+                      static_cast<uint64_t>(randomness.offset[row]),
+                      static_cast<uint32_t>(stream),
+                      replacement,
+                      out.count,
+                      tokens,
+                      out.stride};
+    kernel.sample(batch.row(from), filters[row], draws, scratch, team);
+  });
+}
+
+void filter_logits(const Batch& batch, const BatchFilters& filters, char* out, const Threads& threads) {
+  const Kernels& kernel = kernels();
+  const int64_t row_bytes = batch.vocab * (batch.dtype == DType::kFloat32 ? 4 : 2);
+  for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
+    kernel.filter_logits(batch.row(row), filters[row], out + row * row_bytes, scratch, team);
+  });
+}
+
+void filtered_probs(const Batch& batch, const BatchFilters& filters, float* out, const Threads& threads) {
+  const Kernels& kernel = kernels();
+  for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
+    kernel.filtered_probs(batch.row(row), filters[row], out + row * batch.vocab, scratch, team);
+  });
+}
+
+void log_probs(const Batch& batch, const BatchFilters& filters, const int64_t* tokens, int64_t tokens_row_stride,
+               int64_t tokens_stride, int64_t count, float* out, const Threads& threads) {
+  const Kernels& kernel = kernels();
+  for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
+    kernel.log_probs(batch.row(row), filters[row], tokens + row * tokens_row_stride, tokens_stride, count,
+                     out + row * count, scratch, team);
+  });
+}
+
+}  // namespace fastsample::cpu

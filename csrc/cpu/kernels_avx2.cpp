@@ -1,0 +1,16 @@
+// The kernels for avx2: the build compiles this file, and only this one, with that instruction set's flags.
+#if defined(__x86_64__)
+#define FASTSAMPLE_INSTRUCTION_SET avx2
+
+#include <type_traits>
+
+#include "simd_avx2.h"
+// after the vector type
+#include "kernel.h"
+
+namespace fastsample::cpu {
+
+const Kernels kAvx2Kernels = avx2::kKernels;
+
+}  // namespace fastsample::cpu
+#endif

@@ -1,0 +1,126 @@
+// What the CPU kernels are given and what they share. No torch: the sanitizer tests build this alone.
+#pragma once
+
+#include <cstdint>
+
+#include "../law.h"
+#include "arithmetic.h"
+
+namespace fastsample::cpu {
+
+enum class DType { kFloat32, kFloat16, kBFloat16 };
+
+// One row of logits (or probabilities) where it lies: `stride` elements from token to token.
+struct RowView {
+  const void* data;
+  int64_t stride;
+  int64_t vocab;
+  DType dtype;
+};
+
+struct Filters {
+  float temperature;
+  int64_t top_k;
+  float top_p;
+  float min_p;
+  Order order;
+  bool probabilities;  // the row holds probabilities (law section 5); temperature is not used
+};
+
+// Where a row's draws go and where their random words come from (law section 4).
+struct Draws {
+  uint64_t seed;
+  uint64_t offset;
+  uint32_t stream;
+  bool replacement;
+  int64_t count;
+  int64_t* tokens;
+  int64_t tokens_stride;
+};
+
+// A prefix of the ranking: logits above `logit`, and those equal to it at indices below `end`.
+struct Cut {
+  float logit;
+  int64_t end;
+};
+
+inline Cut tighter(Cut a, Cut b) {
+  if (a.logit != b.logit) return a.logit > b.logit ? a : b;
+  return a.end < b.end ? a : b;
+}
+
+// Tokens of a row that are still in play, in index order.
+struct Candidates {
+  float* logit;
+  uint32_t* index;
+  int64_t size;
+  bool overflow;  // more tokens qualified than fit: the list is not complete
+};
+
+// 32768 candidates are 256 KiB: a quarter of what a thread may use, and above 1/8 of a 262144-token vocabulary.
+constexpr int64_t kCandidateCapacity = 32768;
+constexpr int64_t kVectorPadding = 32;  // whole vectors are stored past the last candidate
+constexpr int64_t kChunk = 256;         // tokens whose maximum and sum are kept together
+constexpr int64_t kMaxChunks = 16384;   // 2^22 tokens in chunks of 256; longer rows of probabilities get longer chunks
+constexpr int64_t kSampleCapacity = 8192;
+constexpr int kHistogramBits = 11;
+
+// The share of one thread of a row that several threads split.
+struct PartScratch {
+  Candidates candidates;
+  float maximum;
+  bool invalid;
+  uint64_t total;
+  uint64_t above;
+};
+
+// All working memory of one row: under 1 MiB, whatever the vocabulary. Kept by the calling thread between calls,
+// because a fresh 0.5 MiB allocation page-faults for longer (30 us) than a whole top-k row takes.
+struct RowScratch {
+  float* chunk_maximum;  // [kMaxChunks]
+  uint64_t* chunk_sum;   // [kMaxChunks]
+  Candidates work;
+  float* sample_logit;   // [kSampleCapacity]
+  float* sample_weight;  // [kSampleCapacity]
+  uint64_t* histogram_measure;
+  uint32_t* histogram_count;
+  PartScratch* parts;
+};
+
+// How the steps of one row run: `parts` contiguous shares of its chunks, at once if there is more than one.
+struct Team {
+  using Body = void (*)(const void* context, int64_t part);
+  using Run = void (*)(int64_t parts, Body body, const void* context);
+  int64_t parts;
+  Run run_parts;
+
+  template <class Function>
+  void run(const Function& function) const {
+    if (parts == 1) return function(int64_t{0});
+    run_parts(
+        parts,
+        [](const void* context, int64_t part) {
+          const IeeeArithmetic arithmetic;
+          (*static_cast<const Function*>(context))(part);
+        },
+        &function);
+  }
+};
+
+// One entry per operation and instruction set; batch.cpp picks the set once.
+struct Kernels {
+  void (*sample)(const RowView&, const Filters&, const Draws&, RowScratch&, const Team&);
+  void (*filter_logits)(const RowView&, const Filters&, void* out, RowScratch&, const Team&);
+  void (*filtered_probs)(const RowView&, const Filters&, float* out, RowScratch&, const Team&);
+  void (*log_probs)(const RowView&, const Filters&, const int64_t* tokens, int64_t tokens_stride, int64_t count,
+                    float* out, RowScratch&, const Team&);
+};
+
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+
+// Kept out of the vector files: a std::sort instantiated there could be the copy that the linker keeps for all.
+void sort_descending(uint64_t* keys, int64_t count);
+
+}  // namespace fastsample::cpu

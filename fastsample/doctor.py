@@ -1,0 +1,200 @@
+"""`fastsample doctor`: what is installed, what can run here and why not, and whether the backends agree here."""
+
+import platform
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsample import ops
+from fastsample.backends import BackendStatus, backends
+from fastsample.sampling import sample
+
+# What the native kernels choose between, as /proc/cpuinfo spells it.
+_CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
+_CPU_INFORMATION = Path("/proc/cpuinfo")
+_ROWS = 64
+_VOCAB = 997  # a prime: no multiple of any vector or chunk
+_DRAWS_PER_ROW = 3
+
+
+class SelfCheck(NamedTuple):
+    """The comparison of one backend with the reference.
+
+    Attributes:
+        backend: its name in `backend=`.
+        instruction_set: the CPU instruction set it ran with, or None.
+        draws: how many tokens were compared.
+        disagreements: how many of them differ; by the sampling law there is none.
+        first: the first difference in words, or None.
+    """
+
+    backend: str
+    instruction_set: str | None
+    draws: int
+    disagreements: int
+    first: str | None
+
+
+class Report(NamedTuple):
+    """Everything `fastsample doctor` says."""
+
+    versions: dict[str, str]
+    cpu: dict[str, str]
+    backends: dict[str, BackendStatus]
+    self_checks: list[SelfCheck]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every backend that is usable agrees with the reference."""
+        return all(check.disagreements == 0 for check in self.self_checks)
+
+
+def examine() -> Report:
+    """Look at the installation and run the self-check on every usable backend (about a second)."""
+    status = backends()
+    checks: list[SelfCheck] = []
+    for name, backend in status.items():
+        if not backend.usable:
+            continue
+        if backend.instruction_set is None:
+            checks.append(self_check(name))
+            continue
+        # The results must not depend on the instruction set, so every one that this processor has is checked.
+        for instruction_set in ops.INSTRUCTION_SETS[: ops.INSTRUCTION_SETS.index(backend.instruction_set) + 1]:
+            with ops.instruction_set_capped(instruction_set):
+                checks.append(self_check(name, instruction_set))
+    return Report(_versions(), _cpu(), status, checks)
+
+
+def self_check(backend: str, instruction_set: str | None = None) -> SelfCheck:
+    """Compare more than a thousand draws of a backend with the reference by `==`, over mixed parameters, dtypes and
+    rows.
+
+    Args:
+        backend: a usable backend's name.
+        instruction_set: only noted in the result.
+    """
+    draws = disagreements = 0
+    first = None
+    for name, logits, parameters in _cases():
+        expected = sample(logits, backend="reference", **parameters)
+        tokens = sample(logits, backend=backend, **parameters)
+        different = (tokens != expected).nonzero().tolist()
+        if different and first is None:
+            row, draw = different[0]
+            first = (
+                f"{name}, row {row}, draw {draw}: {int(tokens[row, draw])}, "
+                f"where the reference draws {int(expected[row, draw])}"
+            )
+        draws += tokens.numel()
+        disagreements += len(different)
+    return SelfCheck(backend, instruction_set, draws, disagreements, first)
+
+
+def render(report: Report) -> str:
+    """The report as plain text, one fact a line."""
+    lines = [f"{name}: {value}" for section in (report.versions, report.cpu) for name, value in section.items()]
+    for backend in report.backends.values():
+        lines.append(f"backend {backend.name}: {'usable' if backend.usable else 'not usable'}: {backend.detail}")
+    lines += [f"self-check {_label(check)}: {_verdict(check)}" for check in report.self_checks]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Print the report, in tables if rich is installed. Returns the exit status: 1 if a usable backend disagrees."""
+    report = examine()
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError:  # rich comes with the extra fastsample[cli]; the facts do not depend on it
+        print(render(report))
+        return 0 if report.healthy else 1
+    console = Console()
+    facts = Table("", "", title="This installation", show_header=False)
+    for name, value in {**report.versions, **report.cpu}.items():
+        facts.add_row(name, value)
+    usable = Table("backend", "usable", "what or why not", title="Backends")
+    for backend in report.backends.values():
+        usable.add_row(backend.name, "[green]yes" if backend.usable else "[yellow]no", backend.detail)
+    checks = Table("backend", "result", title="Self-check against the reference, by ==")
+    for check in report.self_checks:
+        checks.add_row(_label(check), ("[green]" if check.disagreements == 0 else "[bold red]") + _verdict(check))
+    for table in (facts, usable, checks):
+        console.print(table)
+    return 0 if report.healthy else 1
+
+
+def _label(check: SelfCheck) -> str:
+    return check.backend if check.instruction_set is None else f"{check.backend}, {check.instruction_set}"
+
+
+def _verdict(check: SelfCheck) -> str:
+    if check.disagreements == 0:
+        return f"{check.draws} draws agree"
+    return f"{check.disagreements} of {check.draws} draws DISAGREE; {check.first}"
+
+
+def _cases() -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """Small batches of every dtype, with and without every filter, per-row parameters, ties and replacement."""
+    generator = torch.Generator().manual_seed(20240607)
+    logits = torch.randn(_ROWS, _VOCAB, generator=generator) * torch.tensor([1.0, 3.0]).repeat(_ROWS // 2).unsqueeze(1)
+    row = torch.arange(_ROWS)
+    mixed = {
+        "temperature": torch.tensor([0.0, 0.3, 0.7, 1.0, 1.5, 4.0]).repeat(11)[:_ROWS],
+        "top_k": torch.tensor([0, 1, 5, 50, 400]).repeat(13)[:_ROWS],
+        "top_p": torch.tensor([1.0, 0.95, 0.5, 0.05]).repeat(16)[:_ROWS],
+        "min_p": torch.tensor([0.0, 0.0, 0.01, 0.2, 0.0, 0.9, 0.0]).repeat(10)[:_ROWS],
+    }
+    several = {"num_samples": _DRAWS_PER_ROW}
+    yield "float32", logits, {"seed": 1, **several}
+    yield "float32, top_k 50, top_p 0.9", logits, {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "seed": 2, **several}
+    yield "float32, top_p 0.9", logits, {"top_p": 0.9, "seed": 3, "order": "joint", **several}
+    yield "float32, mixed rows", logits, {**mixed, "seed": row * 7919, "offset": row, **several}
+    yield "float32, greedy", logits, {"temperature": 0.0, "seed": 4, **several}
+    yield "float16, mixed rows", logits.half(), {**mixed, "seed": 5, "order": "min_p_first", **several}
+    yield "bfloat16, mixed rows", logits.bfloat16(), {**mixed, "seed": 6, **several}
+    yield "float32, without replacement", logits, {**mixed, "seed": 7, "replacement": False, **several}
+
+
+def _versions() -> dict[str, str]:
+    try:
+        version = metadata.version("fastsample")
+    except metadata.PackageNotFoundError:
+        version = "not installed: run from its sources"
+    return {
+        "fastsample": version,
+        "torch": torch.__version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+        "native object": ops.cpu_status,
+        "its compiler": _compiler() or "unknown",
+    }
+
+
+def _compiler() -> str | None:
+    """What compiled the native object: compilers leave their name in it (the ELF section .comment)."""
+    if not ops.NATIVE_OBJECT.exists():
+        return None
+    names = re.findall(rb"GCC: \([^\x00]*|[^\x00]*clang version [^\x00]*", ops.NATIVE_OBJECT.read_bytes())
+    return ", ".join(sorted({name.decode(errors="replace") for name in names})) or None
+
+
+def _cpu() -> dict[str, str]:
+    model, flags = platform.processor() or platform.machine(), ""
+    if _CPU_INFORMATION.exists():
+        information = _CPU_INFORMATION.read_text()
+        model_line = re.search(r"^model name\s*:\s*(.+)$", information, re.MULTILINE)
+        flags_line = re.search(r"^flags\s*:\s*(.+)$", information, re.MULTILINE)
+        model = model_line.group(1) if model_line else model
+        flags = flags_line.group(1) if flags_line else ""
+    features = [feature for feature in _CPU_FEATURES if feature in flags.split()]
+    return {
+        "CPU": model,
+        "CPU features": " ".join(features) or f"unknown; torch uses {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+    }

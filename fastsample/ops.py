@@ -1,0 +1,180 @@
+"""The operators: every schema once, what implements it, and its fake (shape-only) version beside it.
+
+There are two namespaces with the same schemas. In ``fastsample`` CPU tensors go to the native object when it is loaded
+and everything else goes to the reference; ``fastsample_reference`` always runs the reference. So to choose a backend is
+to choose a namespace, and a test runs one body on several backends by swapping it.
+
+The kernels trust their arguments. Whoever calls an operator directly, and not through `fastsample.sample` or
+`fastsample.transforms`, has to keep the conventions that `fastsample.arguments` guarantees.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsample import autograd, reference
+
+_FILTERS = (
+    "float temperature, Tensor? temperature_rows, int top_k, Tensor? top_k_rows, "
+    "float top_p, Tensor? top_p_rows, float min_p, Tensor? min_p_rows, int order"
+)
+_RANDOMNESS = (
+    "int seed, Tensor? seed_rows, int offset, Tensor? offset_rows, int stream, Tensor? stream_rows, bool stream_per_row"
+)
+_SAMPLE = (
+    f"(Tensor(a!) out, Tensor logits, Tensor? indices, {_FILTERS}, {_RANDOMNESS}, "
+    "bool replacement, bool probabilities) -> ()"
+)
+_FILTER_LOGITS = f"(Tensor logits, {_FILTERS}) -> Tensor"
+_FILTERED_PROBS = f"(Tensor logits, {_FILTERS}) -> Tensor"
+_LOG_PROBS = f"(Tensor logits, Tensor tokens, {_FILTERS}) -> Tensor"
+_DRAW_SEED = "(Tensor(a!) seed_and_offset) -> ()"
+_CPU_INSTRUCTION_SET = "(int level) -> int"
+
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
+NATIVE_OBJECT = Path(__file__).with_name("_cpu.abi3.so")
+INSTRUCTION_SET_VARIABLE = "FASTSAMPLE_CPU_INSTRUCTION_SET"
+
+
+class Ops(NamedTuple):
+    """The operators of one namespace. Calling an overload directly saves the resolution of `torch.ops.name.op`."""
+
+    sample: Callable[..., None]
+    filter_logits: Callable[..., Tensor]
+    filtered_probs: Callable[..., Tensor]
+    log_probs: Callable[..., Tensor]
+    draw_seed: Callable[[Tensor], None]
+
+
+def _draw_seed(seed_and_offset: Tensor) -> None:
+    seed_and_offset.random_()
+
+
+def _draw_seed_fake(seed_and_offset: Tensor) -> None:
+    return None
+
+
+def _sample_fake(out: Tensor, *_: object) -> None:
+    return None
+
+
+def _filter_logits_fake(logits: Tensor, *_: object) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _filtered_probs_fake(logits: Tensor, *_: object) -> Tensor:
+    return logits.new_empty(logits.shape, dtype=torch.float32)
+
+
+def _log_probs_fake(logits: Tensor, tokens: Tensor, *_: object) -> Tensor:
+    return logits.new_empty(tokens.shape, dtype=torch.float32)
+
+
+def _define(library: torch.library.Library) -> Ops:
+    """Define every operator in one namespace, with the reference for whatever has no kernel of its own."""
+    operators = (
+        ("sample", _SAMPLE, reference.sample, _sample_fake),
+        ("filter_logits", _FILTER_LOGITS, reference.filter_logits, _filter_logits_fake),
+        ("filtered_probs", _FILTERED_PROBS, reference.filtered_probs, _filtered_probs_fake),
+        ("log_probs", _LOG_PROBS, reference.log_probs, _log_probs_fake),
+        ("draw_seed", _DRAW_SEED, _draw_seed, _draw_seed_fake),
+    )
+    overloads = {}
+    for name, schema, implementation, fake in operators:
+        # flexible_layout: the kernels take any strides, so a compiler must not copy an input into another layout for
+        # them.
+        tags = [torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout]
+        if name == "draw_seed":
+            tags.append(torch.Tag.nondeterministic_seeded)
+        library.define(name + schema, tags=tags)
+        library.impl(name, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+        overloads[name] = getattr(getattr(torch.ops, library.ns), name).default
+    autograd.register(library, overloads["filtered_probs"])
+    return Ops(**overloads)
+
+
+def _load_native_object() -> str:
+    """Load the compiled kernels. Returns "ok", or why they are not there: a broken object must not stop the import."""
+    if not NATIVE_OBJECT.exists():
+        return f"not built: {NATIVE_OBJECT.name} is not in the package"
+    try:
+        torch.ops.load_library(str(NATIVE_OBJECT))
+    except OSError as error:
+        return f"failed: {error}"
+    return "ok"
+
+
+# Both libraries live as long as the module: their registrations go when they are collected.
+_library = torch.library.Library("fastsample", "DEF")
+_reference_library = torch.library.Library("fastsample_reference", "DEF")
+_library.define("cpu_instruction_set" + _CPU_INSTRUCTION_SET, tags=[torch.Tag.pt2_compliant_tag])
+
+compiled: Ops = _define(_library)
+reference_only: Ops = _define(_reference_library)
+
+cpu_status: str = _load_native_object()
+
+
+def for_backend(backend: str) -> Ops:
+    """The operators behind a backend name.
+
+    Args:
+        backend: "auto" or "cpu" (the namespace with native kernels, whether or not they are there), or "reference".
+
+    Raises:
+        KeyError: the name is none of these; `fastsample.backends.select` is the one that checks a user's choice.
+    """
+    return {"auto": compiled, "cpu": compiled, "reference": reference_only}[backend]
+
+
+def cap_instruction_set(name: str) -> str:
+    """Cap the instruction set of the native CPU kernels, for this process, and return the one now in force.
+
+    The results do not depend on it; tests and benchmarks do. A cap above what the processor has leaves the processor's
+    best.
+
+    Args:
+        name: one of `INSTRUCTION_SETS`, from the plainest to the newest.
+
+    Raises:
+        ValueError: `name` is none of them.
+        RuntimeError: the native object is not loaded.
+    """
+    if name not in INSTRUCTION_SETS:
+        raise ValueError(f"instruction set: got {name!r}; accepted: {', '.join(INSTRUCTION_SETS)}")
+    return _instruction_set(INSTRUCTION_SETS.index(name))
+
+
+@contextmanager
+def instruction_set_capped(name: str) -> Iterator[str]:
+    """`cap_instruction_set` for the length of a context, which yields the instruction set in force."""
+    before = instruction_set()
+    try:
+        yield cap_instruction_set(name)
+    finally:
+        cap_instruction_set(before)
+
+
+def instruction_set() -> str:
+    """The instruction set in force in the native CPU kernels. Raises RuntimeError when they are not loaded."""
+    return _instruction_set(-1)
+
+
+def _instruction_set(level: int) -> str:
+    if cpu_status != "ok":
+        raise RuntimeError(f"the native CPU kernels are not loaded ({cpu_status})")
+    return INSTRUCTION_SETS[torch.ops.fastsample.cpu_instruction_set.default(level)]
+
+
+_cap = os.environ.get(INSTRUCTION_SET_VARIABLE)
+if _cap:
+    if _cap not in INSTRUCTION_SETS:
+        raise ValueError(f"{INSTRUCTION_SET_VARIABLE}={_cap}: accepted: {', '.join(INSTRUCTION_SETS)}, or unset")
+    if cpu_status == "ok":
+        cap_instruction_set(_cap)
