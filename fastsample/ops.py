@@ -106,7 +106,8 @@ def _load_native_object() -> str:
     try:
         torch.ops.load_library(str(NATIVE_OBJECT))
     except OSError as error:
-        return f"failed: {error}"
+        # torch says only that it could not load the file; the linker's reason is the cause.
+        return f"failed: {error.__cause__ or error}"
     return "ok"
 
 
@@ -172,9 +173,14 @@ def _instruction_set(level: int) -> str:
     return INSTRUCTION_SETS[torch.ops.fastsample.cpu_instruction_set.default(level)]
 
 
-_cap = os.environ.get(INSTRUCTION_SET_VARIABLE)
-if _cap:
-    if _cap not in INSTRUCTION_SETS:
-        raise ValueError(f"{INSTRUCTION_SET_VARIABLE}={_cap}: accepted: {', '.join(INSTRUCTION_SETS)}, or unset")
-    if cpu_status == "ok":
-        cap_instruction_set(_cap)
+def instruction_set_from_environment() -> str | None:
+    """The cap that FASTSAMPLE_CPU_INSTRUCTION_SET asks for, or None. Raises ValueError when it names none."""
+    name = os.environ.get(INSTRUCTION_SET_VARIABLE)
+    if name and name not in INSTRUCTION_SETS:
+        raise ValueError(f"{INSTRUCTION_SET_VARIABLE}={name}: accepted: {', '.join(INSTRUCTION_SETS)}, or unset")
+    return name or None
+
+
+_cap = instruction_set_from_environment()
+if _cap is not None and cpu_status == "ok":
+    cap_instruction_set(_cap)

@@ -30,11 +30,16 @@ def check_generator(generator: Any, device: torch.device) -> None:
     """Raise unless `generator` is a torch.Generator of `device` that can be used here."""
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: got {describe(generator)}; accepted: a torch.Generator on {device}, or None")
-    if generator.device.type != device.type or generator.device.index not in (None, device.index):
+    if not is_on_device(generator, device):
         raise ValueError(
             f"generator: got one on {generator.device}; accepted: one on the device of the logits, {device} "
             f'(torch.Generator(device="{device}"))'
         )
+
+
+def is_on_device(generator: torch.Generator, device: torch.device) -> bool:
+    """Whether `generator` makes random numbers on `device`; one without an index serves every device of its type."""
+    return generator.device.type == device.type and generator.device.index in (None, device.index)
 
 
 def seeded(seed: Any, offset: Any, stream: Any, batch: int, device: torch.device) -> Randomness:

@@ -11,11 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 from fastsample import ops
 from fastsample.arguments import Filters, has_overlap
-from fastsample.randomness import generated
+from fastsample.randomness import generated, is_on_device
 
-# Without replacement the draws of a row come one after the other, each a search through the row's weights, where torch
-# sorts the row once; beyond this many draws that costs more than the sort.
-MAX_DRAWS_WITHOUT_REPLACEMENT = 4096
+# Without replacement the draws of a row come one after the other, where torch sorts the row once. Measured on 1 thread
+# with 128256 categories: 256 draws take 0.3 ms against torch's 4 ms, 1024 take 2.4 against 5, 4096 take 50 against 6.
+MAX_DRAWS_WITHOUT_REPLACEMENT = 1024
 # Law section 5: the weights of probabilities are scaled so that this many still sum within 64 bits.
 MAX_CATEGORIES = 2**31
 TORCH_MAX_CATEGORIES = 2**24
@@ -43,7 +43,7 @@ def multinomial(
     probable one (2^-31 with 2^31 categories) is never drawn. Without replacement, fewer non-zero categories than draws
     is an error, where torch documents that it must not be and draws impossible categories. What the law does not serve
     is handed over to `torch.multinomial`, so that its result or its error is torch's: other dtypes, layouts and
-    devices; more than `MAX_DRAWS_WITHOUT_REPLACEMENT` = 4096 draws without replacement (up to torch's 2^24 categories);
+    devices; more than `MAX_DRAWS_WITHOUT_REPLACEMENT` = 1024 draws without replacement (up to torch's 2^24 categories);
     and rows that have enough non-zero categories only when the improbable ones above are counted.
 
     Args:
@@ -132,7 +132,7 @@ def _serves(input: Any, num_samples: Any, replacement: Any, generator: Any, out:
         return False
     if isinstance(num_samples, Tensor) and (num_samples.numel() != 1 or num_samples.dtype in _PROBABILITY_DTYPES):
         return False
-    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device == input.device):
+    if generator is not None and not (isinstance(generator, torch.Generator) and is_on_device(generator, input.device)):
         return False
     if out is not None and not (
         isinstance(out, Tensor)

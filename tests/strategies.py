@@ -1,9 +1,11 @@
 """Hypothesis strategies for what the operators take: rows of logits that hurt, views of every layout, parameters as
-numbers and as tensors. Also the comparisons that tests of the law are made with.
+numbers and as tensors. Also what tests of the law compare with, and `one_thread`.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,12 +43,11 @@ class Call(NamedTuple):
     randomness: Randomness
     num_samples: int
 
-
-def describe(call: Call) -> dict[str, Any]:
-    """What a failing test should print: layouts and parameters, not whole rows."""
-    logits = call.logits
-    layout = f"{list(logits.shape)} {logits.dtype} strides {logits.stride()} offset {logits.storage_offset()}"
-    return {"logits": layout, **call._asdict() | {"logits": logits if logits.numel() < 200 else "..."}}
+    def __repr__(self) -> str:
+        """What a failing test should print: layouts and parameters, and the values of small tensors only."""
+        layout = f"{self.logits.dtype} strides {self.logits.stride()} offset {self.logits.storage_offset()}"
+        values = self.logits.tolist() if self.logits.numel() < 100 else "..."
+        return f"Call({list(self.logits.shape)} {layout} {values}, {self[1:]})"
 
 
 # --- rows
@@ -178,9 +179,9 @@ def logits_of(draw: st.DrawFn, max_rows: int = 5, vocabularies: tuple[int, ...] 
 
 
 @st.composite
-def probabilities_of(draw: st.DrawFn, max_rows: int = 5) -> Tensor:
+def probabilities_of(draw: st.DrawFn, max_rows: int = 5, vocabularies: tuple[int, ...] = VOCABULARIES) -> Tensor:
     """Probabilities [rows, vocab], normalised or not, with zeros, denormals and, rarely, what makes a row invalid."""
-    vocab = draw(st.one_of(st.integers(1, 40), st.sampled_from(VOCABULARIES)))
+    vocab = draw(st.one_of(st.integers(1, 40), st.sampled_from(vocabularies)))
     count = draw(st.integers(1, max_rows))
     matrix = np.empty((count, vocab))
     for row in matrix:
@@ -257,9 +258,11 @@ def randomness_for(draw: st.DrawFn, batch: int) -> Randomness:
 
 
 @st.composite
-def calls(draw: st.DrawFn, probabilities: bool = False, max_rows: int = 5) -> Call:
+def calls(
+    draw: st.DrawFn, probabilities: bool = False, max_rows: int = 5, vocabularies: tuple[int, ...] = VOCABULARIES
+) -> Call:
     """A whole call; about half of them map output rows to logits rows, some of those out of range."""
-    logits = draw(probabilities_of(max_rows) if probabilities else logits_of(max_rows))
+    logits = draw((probabilities_of if probabilities else logits_of)(max_rows, vocabularies))
     count = logits.shape[0]
     indices, batch = None, count
     if draw(st.booleans()):
@@ -274,9 +277,9 @@ def calls(draw: st.DrawFn, probabilities: bool = False, max_rows: int = 5) -> Ca
 
 
 @st.composite
-def calls_without_indices(draw: st.DrawFn, max_rows: int = 5) -> Call:
+def calls_without_indices(draw: st.DrawFn, max_rows: int = 5, vocabularies: tuple[int, ...] = VOCABULARIES) -> Call:
     """A call in which output row b is logits row b, as the operators that return rows want it."""
-    logits = draw(logits_of(max_rows))
+    logits = draw(logits_of(max_rows, vocabularies))
     filters = draw(filters_for(logits.shape[0]))
     return Call(logits, None, filters, Randomness(0, None, 0, None, 0, None, False), 1)
 
@@ -305,3 +308,14 @@ def ulp_distance(actual: Tensor, expected: Tensor) -> Tensor:
     apart = (place(actual) - place(expected)).abs()
     one, other = actual.isnan(), expected.isnan()
     return torch.where(one & other, 0, torch.where(one | other, 2**32, apart))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: the many small steps of the reference take up to 15 times as long on two (measured)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,8 +1,9 @@
-"""Every backend gives what the reference gives, by ==: tokens, kept sets and probabilities, bit for bit; log-probabilities
-within the 4 units in the last place that the law allows. And a row's tokens depend on nothing but the row.
+"""Every backend gives what the reference gives, by ==: tokens, kept sets and probabilities, bit for bit;
+log-probabilities within the 4 units in the last place that the law allows. And a row's tokens depend on nothing but the
+row.
 
-The reference itself is checked against tests/law_oracle.py in test_law.py; here it stands as a backend too, so that its
-operators are compared with its functions.
+The reference itself is checked against tests/law_oracle.py in test_law.py. Where it is cheap it stands here as a
+backend too, so that its operators are compared with its functions.
 """
 
 import functools
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
+from conftest import BACKENDS
 from fastsample import reference
 from fastsample.arguments import Filters, Randomness
 from fastsample.ops import Ops
@@ -25,7 +27,7 @@ from strategies import (
     Call,
     calls,
     calls_without_indices,
-    describe,
+    one_thread,
     same_bits,
     ulp_distance,
 )
@@ -35,12 +37,15 @@ EXAMPLES = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
+# For what takes the reference seconds: it would only be compared with itself.
+OTHER_BACKENDS = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"], indirect=True)
+
 PLAIN = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
 SEEDED = Randomness(1234, None, 5, None, 0, None, True)
 
 
 def tokens_of(sample: Callable[..., None], call: Call, replacement: bool, probabilities: bool = False) -> Tensor:
-    """The tokens of a call, written over poison into every second column of a buffer that must stay as it was between."""
+    """The tokens of a call, written over poison into every second column of a buffer, and nowhere else in it."""
     batch = call.logits.shape[0] if call.indices is None else call.indices.shape[0]
     buffer = torch.full((batch, 2 * call.num_samples), -77777)
     sample(buffer[:, ::2], call.logits, call.indices, *call.filters, *call.randomness, replacement, probabilities)
@@ -51,40 +56,44 @@ def tokens_of(sample: Callable[..., None], call: Call, replacement: bool, probab
 def check_tokens(backend: Ops, call: Call, probabilities: bool = False) -> None:
     for replacement in (True, False):
         found = tokens_of(backend.sample, call, replacement, probabilities)
-        expected = tokens_of(reference.sample, call, replacement, probabilities)
+        with one_thread():
+            expected = tokens_of(reference.sample, call, replacement, probabilities)
         assert torch.equal(found, expected), (replacement, (found != expected).nonzero()[:5].tolist())
 
 
 def check_transforms(backend: Ops, logits: Tensor, filters: Filters) -> None:
     rows, vocab = logits.shape
     tokens = torch.cat((torch.arange(-1, vocab + 1), torch.tensor([2**62, -(2**63)]))).expand(rows, vocab + 4)
-    assert same_bits(backend.filter_logits(logits, *filters), reference.filter_logits(logits, *filters))
-    assert same_bits(backend.filtered_probs(logits, *filters), reference.filtered_probs(logits, *filters))
-    apart = ulp_distance(backend.log_probs(logits, tokens, *filters), reference.log_probs(logits, tokens, *filters))
-    assert (apart <= 4).all()
+    with one_thread():
+        expected_logits = reference.filter_logits(logits, *filters)
+        expected_probs = reference.filtered_probs(logits, *filters)
+        expected_log_probs = reference.log_probs(logits, tokens, *filters)
+    assert same_bits(backend.filter_logits(logits, *filters), expected_logits)
+    assert same_bits(backend.filtered_probs(logits, *filters), expected_probs)
+    assert (ulp_distance(backend.log_probs(logits, tokens, *filters), expected_log_probs) <= 4).all()
 
 
 # --- whatever hypothesis thinks of
 
 
+@OTHER_BACKENDS
 @EXAMPLES
 @given(call=calls())
 def test_tokens_from_logits(backend: Ops, call: Call) -> None:
-    note(str(describe(call)))
     check_tokens(backend, call)
 
 
+@OTHER_BACKENDS
 @EXAMPLES
 @given(call=calls(probabilities=True))
 def test_tokens_from_probabilities(backend: Ops, call: Call) -> None:
-    note(str(describe(call)))
     check_tokens(backend, call, probabilities=True)
 
 
+@OTHER_BACKENDS
 @EXAMPLES
 @given(call=calls_without_indices())
 def test_filtered_logits_probabilities_and_log_probabilities(backend: Ops, call: Call) -> None:
-    note(str(describe(call)))
     check_transforms(backend, call.logits, call.filters)
 
 
@@ -149,28 +158,32 @@ def hostile_row(name: str, vocab: int, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def what_the_reference_says(
-    name: str, vocab: int, dtype: torch.dtype, filter_name: str
+    name: str, vocab: int, dtype: torch.dtype, filter_name: str, batch: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Kept set, probabilities, and the tokens of three equal rows with and without replacement. Kept for all backends."""
+    """Kept set, probabilities, and the tokens of `batch` equal rows with and without replacement."""
     logits, filters = hostile_row(name, vocab, dtype), FILTERS[filter_name]
-    row = reference.rows_of_logits(logits, reference.row_filters(filters, 1, logits))
-    words = reference.row_words(SEEDED, 3, 4, logits.device)
-    weight = row.weight.expand(3, vocab)
-    tokens = (reference.draw(weight, words, replacement) for replacement in (True, False))
-    return row.kept, reference.probabilities_of(row), *tokens
+    with one_thread():
+        row = reference.rows_of_logits(logits, reference.row_filters(filters, 1, logits))
+        words = reference.row_words(SEEDED, batch, 4, logits.device)
+        weight = row.weight.expand(batch, vocab)
+        tokens = [reference.draw(weight, words, replacement) for replacement in (True, False)]
+        return row.kept, reference.probabilities_of(row), *tokens
 
 
-def check_hostile_row(backend: Ops, name: str, vocab: int, dtype: torch.dtype, filter_name: str) -> None:
+def check_hostile_row(
+    backend: Ops, name: str, vocab: int, dtype: torch.dtype, filter_name: str, batches: tuple[int, ...] = (1, 3)
+) -> None:
     logits, filters = hostile_row(name, vocab, dtype), FILTERS[filter_name]
-    kept, probabilities, *tokens = what_the_reference_says(name, vocab, dtype, filter_name)
+    kept, probabilities, *tokens = what_the_reference_says(name, vocab, dtype, filter_name, max(batches))
     for replacement, expected in zip((True, False), tokens, strict=True):
-        for batch in (1, 3):  # fewer rows than threads, which splits the row, and more
+        for batch in batches:  # fewer rows than threads, which splits the row, and more
             call = Call(logits.expand(batch, vocab), None, filters, SEEDED, 4)
             assert tokens_of(backend.sample, call, replacement).tolist() == expected[:batch].tolist()
     assert torch.equal(backend.filter_logits(logits, *filters) > -math.inf, kept)
     assert same_bits(backend.filtered_probs(logits, *filters), probabilities)
 
 
+@OTHER_BACKENDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", HOSTILE_ROWS)
 def test_hostile_rows(backend: Ops, name: str, dtype: torch.dtype) -> None:
@@ -178,6 +191,7 @@ def test_hostile_rows(backend: Ops, name: str, dtype: torch.dtype) -> None:
         check_hostile_row(backend, name, 12289, dtype, filter_name)
 
 
+@OTHER_BACKENDS
 @pytest.mark.parametrize("filter_name", ["plain", "T .8, k 50, p .9", "p .9"])
 @pytest.mark.parametrize("name", ["wide normal", "ascending", "descending", "all equal", "sawtooth 256", "two values"])
 def test_a_vocabulary_of_2_to_the_18(backend: Ops, name: str, filter_name: str) -> None:
@@ -185,6 +199,7 @@ def test_a_vocabulary_of_2_to_the_18(backend: Ops, name: str, filter_name: str) 
 
 
 @pytest.mark.slow
+@OTHER_BACKENDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", HOSTILE_ROWS)
 def test_hostile_rows_of_2_to_the_18(backend: Ops, name: str, dtype: torch.dtype) -> None:
@@ -192,10 +207,11 @@ def test_hostile_rows_of_2_to_the_18(backend: Ops, name: str, dtype: torch.dtype
         check_hostile_row(backend, name, 2**18, dtype, filter_name)
 
 
+@OTHER_BACKENDS
 @pytest.mark.parametrize("filter_name", ["plain", "k 3000, p .95, min_p .01, min_p first"])
 def test_the_largest_vocabulary(backend: Ops, filter_name: str) -> None:
     """2^22 tokens of the largest weight sum to the largest Z there can be, 2^62."""
-    check_hostile_row(backend, "all equal", 2**22, torch.bfloat16, filter_name)
+    check_hostile_row(backend, "all equal", 2**22, torch.bfloat16, filter_name, batches=(1,))
 
 
 @functools.cache
@@ -203,9 +219,11 @@ def many_probabilities() -> tuple[Tensor, Tensor]:
     """Probabilities of more tokens than logits may have, and the reference's tokens."""
     probabilities = normal(2**22 + 5, 2.0).exp()[None]
     call = Call(probabilities, None, PLAIN._replace(top_k=100_000), SEEDED, 5)
-    return probabilities, tokens_of(reference.sample, call, replacement=True, probabilities=True)
+    with one_thread():
+        return probabilities, tokens_of(reference.sample, call, replacement=True, probabilities=True)
 
 
+@OTHER_BACKENDS
 def test_probabilities_of_more_than_2_to_the_22_tokens(backend: Ops) -> None:
     probabilities, expected = many_probabilities()
     call = Call(probabilities, None, PLAIN._replace(top_k=100_000), SEEDED, 5)
@@ -242,6 +260,7 @@ def of_rows(call: Call, rows: Tensor) -> Call:
     return Call(call.logits[rows], None, Filters(*filters), Randomness(*randomness), call.num_samples)
 
 
+@OTHER_BACKENDS
 @pytest.mark.parametrize("order", range(3))
 def test_batches_of_mixed_rows(backend: Ops, order: int) -> None:
     call = mixed_call()
@@ -250,9 +269,10 @@ def test_batches_of_mixed_rows(backend: Ops, order: int) -> None:
     check_transforms(backend, call.logits, filters)
 
 
+@OTHER_BACKENDS
 @pytest.mark.parametrize("filter_name", ["plain", "T .8, k 50, p .9", "p .9", "greedy"])
 def test_many_draws(backend: Ops, filter_name: str) -> None:
-    """More draws than there are tokens to draw without replacement, of a row that is split over threads and of several."""
+    """More draws than there are tokens to take, of one row (which is split over threads) and of several."""
     for rows, vocab, draws in ((1, 300, 400), (3, 300, 400), (1, 5000, 700)):
         logits = torch.stack([normal(vocab, 2.0, seed) for seed in range(rows)])
         check_tokens(backend, Call(logits, None, FILTERS[filter_name], SEEDED, draws))

@@ -12,10 +12,16 @@ from torch import Tensor
 import make_law_vectors
 from fastsample import reference
 from fastsample.arguments import ORDERS, Filters, Randomness
-from strategies import ulp_distance
+from strategies import one_thread, ulp_distance
 
 VECTORS: list[dict[str, Any]] = json.loads(make_law_vectors.PATH.read_text())["cases"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.fixture(autouse=True)
+def _on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def signed(digits: str) -> int:

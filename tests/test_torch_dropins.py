@@ -1,4 +1,4 @@
-"""`multinomial` and `patch_torch`: torch's shapes, dtypes and errors, message by message, on tokens of the sampling law."""
+"""`multinomial` and `patch_torch`: torch's shapes, dtypes and errors, message by message, on the tokens of the law."""
 
 import math
 import threading

@@ -1,5 +1,6 @@
 """`generate` draws by the law once `enable(model)` was called, and in all else does what transformers does."""
 
+import contextlib
 import copy
 import importlib.util
 import io
@@ -47,6 +48,15 @@ PARAMETERS: list[dict[str, Any]] = [
 each_parameters = pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # Where another process has the second core, two threads wait for each other: a real model took 20 times as long.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def model() -> LlamaForCausalLM:
     """A Llama of two narrow layers, random but for a scale that spreads its logits."""
@@ -64,7 +74,7 @@ def model() -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config).eval()
     model.lm_head.weight.data *= 20
-    model.generation_config = GenerationConfig(pad_token_id=PAD, bos_token_id=1, top_k=0)
+    model.generation_config = GenerationConfig(do_sample=True, top_k=0, pad_token_id=PAD, bos_token_id=1)
     return model
 
 
@@ -354,9 +364,11 @@ def test_disable_restores(model: LlamaForCausalLM) -> None:
 
 
 def test_the_context_manager_restores_what_was_there(model: LlamaForCausalLM) -> None:
-    with pytest.raises(KeyError), enable(model) as entered:
+    with enable(model) as entered:
         assert entered is model
         assert is_enabled(model)
+    assert not is_enabled(model)
+    with contextlib.suppress(KeyError), enable(model):
         raise KeyError
     assert not is_enabled(model)
     enable(model)
@@ -392,6 +404,7 @@ def test_a_copy_is_its_own_model(model: LlamaForCausalLM) -> None:
     torch.save(model, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
+    assert not is_enabled(loaded)
     assert torch.equal(sampled(loaded, do_sample=False).sequences, sampled(model, do_sample=False).sequences)
 
 
@@ -472,7 +485,7 @@ def test_softmax_and_multinomial_draw_by_the_law(logits: Tensor) -> None:
         lambda scores: torch.stack([scores, scores]),
         lambda scores: torch.cat((torch.zeros(1, VOCABULARY), scores)),
         lambda scores: torch.log_softmax(scores, dim=-1),
-        lambda scores: torch.softmax(scores, dim=0),
+        lambda scores: torch.softmax(scores, dim=0).nan_to_num(),
         lambda scores: torch.softmax(scores, dim=-1, dtype=torch.float64),
         lambda scores: torch.softmax(scores, dim=-1).sum(dim=1),
         lambda scores: torch.softmax(scores, dim=-1).view(1, 4, VOCABULARY)[0].cumsum(-1),
@@ -548,9 +561,9 @@ def chats(real: tuple[Any, Any]) -> Any:
 
 def test_real_greedy_text_is_that_of_transformers(real: tuple[Any, Any], chats: Any) -> None:
     model, tokenizer = real
-    plain = model.generate(**chats, do_sample=False, max_new_tokens=16)
+    plain = model.generate(**chats, do_sample=False, max_new_tokens=8)
     with enable(model):
-        ours = model.generate(**chats, do_sample=False, max_new_tokens=16)
+        ours = model.generate(**chats, do_sample=False, max_new_tokens=8)
     assert tokenizer.batch_decode(ours) == tokenizer.batch_decode(plain)
     assert "Paris" in tokenizer.decode(ours[2])
 
@@ -563,7 +576,7 @@ def test_real_tokens_lie_in_the_kept_set_of_transformers(real: tuple[Any, Any], 
         result = model.generate(
             **chats,
             do_sample=True,
-            max_new_tokens=12,
+            max_new_tokens=8,
             eos_token_id=None,
             output_logits=True,
             return_dict_in_generate=True,
@@ -580,7 +593,8 @@ def test_real_pipeline_and_streamer(real: tuple[Any, Any]) -> None:
     pipeline = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
     enable(pipeline.model)
     try:
-        options = {"do_sample": True, "top_k": 20, "max_new_tokens": 8}
+        # All that the pipeline would otherwise set on its own.
+        options = {"do_sample": True, "temperature": 0.9, "top_k": 20, "max_new_tokens": 8}
         torch.manual_seed(0)
         (first,) = pipeline("The sea in winter is", **options)
         torch.manual_seed(0)

@@ -51,11 +51,11 @@ class Scratch {
       scratch_.sample_weight = row_->sample_weight;
       scratch_.histogram_measure = row_->histogram_measure;
       scratch_.histogram_count = row_->histogram_count;
-      scratch_.work = {row_->work.logit, row_->work.index, 0, false};
+      scratch_.work = {row_->work.logit, row_->work.index, 0, false, false};
     }
     while (static_cast<int64_t>(lists_.size()) < parts) {
       lists_.emplace_back(new List);
-      parts_.push_back({{lists_.back()->logit, lists_.back()->index, 0, false}, 0, false, 0, 0});
+      parts_.push_back({{lists_.back()->logit, lists_.back()->index, 0, false, false}, 0, false, 0, 0});
     }
     scratch_.parts = parts_.data();
     return scratch_;

@@ -25,8 +25,10 @@ inline int64_t count_reaching(const ContiguousRow<float>& values, float least) {
 // maxima is a token, so k tokens reach the bound. -FLT_MAX where fewer than k chunks hold a token that can be kept.
 inline float bound_of_chunk_maxima(const float* chunk_maximum, int64_t count, int64_t k, float most) {
   const ContiguousRow<float> maxima{chunk_maximum, count};
-  float low = most;
-  for (int64_t chunk = 0; chunk < count; ++chunk) low = chunk_maximum[chunk] < low ? chunk_maximum[chunk] : low;
+  F least = Simd::set(most);
+  for (int64_t i = 0; i < count; i += kWidth)
+    least = Simd::min(maxima.load(i + kWidth <= count ? i : count > kWidth ? count - kWidth : 0), least);
+  float low = Simd::horizontal_min(least);
   low = low > -kFloatMax ? low : -kFloatMax;
   if (count_reaching(maxima, low) < k) return -kFloatMax;
   if (count_reaching(maxima, most) >= k) return most;
@@ -63,9 +65,9 @@ inline Sample take_sample(const Row& row, Cut base, const Estimate& estimate, Ro
   float* logit = scratch.sample_logit;
   for (int64_t group = 0; group < groups; ++group) {
     state = state * 1664525u + 1013904223u;
-    int64_t at = group * row.size / groups + (static_cast<int64_t>(state >> 8) * (stratum - kGroup + 1) >> 24);
-    at = at < row.size - kWidth ? at : row.size - kWidth;
-    Simd::store(logit + group * kGroup, row.load(at));
+    const int64_t at = group * stratum + (static_cast<int64_t>(state >> 8) * (stratum - kGroup + 1) >> 24);
+    const int64_t last = row.size - kWidth;
+    Simd::store(logit + group * kGroup, row.load(at < last ? at : last));
   }
   const int64_t size = groups * kGroup;
   const ContiguousRow<float> logits{logit, size};
@@ -77,72 +79,115 @@ inline Sample take_sample(const Row& row, Cut base, const Estimate& estimate, Ro
   return {logits, {scratch.sample_weight, size}, static_cast<double>(row.size) / static_cast<double>(size)};
 }
 
+// The mass of a row's tokens below a logit, and its standard deviation, as the sample tells.
 struct Estimated {
   double mass;
   double deviation;
 };
 
-// The mass of a row's tokens below a logit, and its standard deviation, as the sample tells.
+// Eight questions in one sweep: their sums do not wait for each other, as the sums of one question would.
+constexpr int kPivots = 8;
+
+inline void masses_below(const Sample& sample, const float (&pivot)[kPivots], Estimated (&estimated)[kPivots]) {
+  F bound[kPivots], sum[kPivots], squares[kPivots];
+  for (int i = 0; i < kPivots; ++i) {
+    bound[i] = Simd::set(pivot[i]);
+    sum[i] = squares[i] = Simd::set(0.0f);
+  }
+  for_each_vector(sample.logit, 0, sample.logit.size, [&](F x, int64_t at) {
+    const F w = sample.weight.load(at);
+    const F square = Simd::mul(w, w);
+    for (int i = 0; i < kPivots; ++i) {
+      const M below = Simd::greater(bound[i], x);
+      sum[i] = Simd::add_where(below, sum[i], w);
+      squares[i] = Simd::add_where(below, squares[i], square);
+    }
+  });
+  for (int i = 0; i < kPivots; ++i)
+    estimated[i] = {Simd::horizontal_sum(sum[i]) * sample.tokens_each,
+                    __builtin_sqrt(Simd::horizontal_sum(squares[i])) * sample.tokens_each};
+}
+
 inline Estimated mass_below(const Sample& sample, float logit) {
-  const F bound = Simd::set(logit), none = Simd::set(0.0f);
-  F sum = none, squares = none;
-  for_each_vector(sample.logit, 0, sample.logit.size, [&](F x, int64_t i) {
-    const F w = Simd::select(Simd::greater(bound, x), sample.weight.load(i), none);
-    sum = Simd::add(sum, w);
-    squares = Simd::add(squares, Simd::mul(w, w));
+  const F bound = Simd::set(logit);
+  F sum = Simd::set(0.0f), squares = sum;
+  for_each_vector(sample.logit, 0, sample.logit.size, [&](F x, int64_t at) {
+    const F w = sample.weight.load(at);
+    const M below = Simd::greater(bound, x);
+    sum = Simd::add_where(below, sum, w);
+    squares = Simd::add_where(below, squares, Simd::mul(w, w));
   });
   return {Simd::horizontal_sum(sum) * sample.tokens_each,
           __builtin_sqrt(Simd::horizontal_sum(squares)) * sample.tokens_each};
 }
 
-// The smallest and the largest logits between which the cut of a top_p prefix is expected.
+// The smallest and the largest logit between which the cut of a top_p prefix is expected.
 struct Bracket {
   float low;
   float high;  // +inf: expect it anywhere above `low`
 };
 
+// What is known exactly about a row's largest tokens, the mass of all that reach a logit, and what the sample says of
+// the rest.
+struct Head {
+  uint64_t mass;
+  float logit;
+  Estimated rest;
+};
+
 // The cut leaves at most (1 - top_p) Z below itself. That tail is what the sample estimates well, even where the mass
 // sits in a few tokens that no sample meets: tail weights are bounded by the weight at the cut, and Z leans on the
-// exactly known `head`, the mass of all tokens at or above `head_logit`.
-inline Bracket bracket_of_tail(const Sample& sample, float top_p, uint64_t head, float head_logit, double deviations) {
-  float low = kInfinity, high = -kInfinity;
-  for (int64_t i = 0; i < sample.logit.size; ++i) {
-    if (!(sample.weight.data[i] > 0)) continue;
-    low = sample.logit.data[i] < low ? sample.logit.data[i] : low;
-    high = sample.logit.data[i] > high ? sample.logit.data[i] : high;
-  }
-  if (low > high) return {-kFloatMax, kInfinity};
-  const Estimated below_head = mass_below(sample, head_logit);
-  const double total = static_cast<double>(head) + below_head.mass;
-  const double margin = deviations * below_head.deviation;
-  const double least_total = total - margin > static_cast<double>(head) ? total - margin : static_cast<double>(head);
-  const double tail_low = (1.0 - static_cast<double>(top_p)) * least_total;
-  const double tail_high = (1.0 - static_cast<double>(top_p)) * (total + margin);
+// exactly known head.
+inline Bracket bracket_of_tail(const Sample& sample, float top_p, Head head, double deviations) {
+  const F none = Simd::set(0.0f), infinity = Simd::set(kInfinity);
+  F least = infinity, most = Simd::set(-kInfinity);
+  for_each_vector(sample.logit, 0, sample.logit.size, [&](F x, int64_t at) {
+    const M counts = Simd::greater(sample.weight.load(at), none);
+    least = Simd::min(Simd::select(counts, x, infinity), least);
+    most = Simd::max(x, most);
+  });
+  const float low = Simd::horizontal_min(least), high = next_above(Simd::horizontal_max(most));
+  if (!(low < high)) return {-kFloatMax, kInfinity};
 
-  // Eleven halvings resolve the 40 octaves that have any weight to 1/50 octave.
-  constexpr int kSteps = 11;
-  float fits = low, exceeds = next_above(high);
-  for (int step = 0; step < kSteps; ++step) {
-    const float middle = fits * 0.5f + exceeds * 0.5f;
-    const Estimated tail = mass_below(sample, middle);
-    (tail.mass + deviations * tail.deviation <= tail_low ? fits : exceeds) = middle;
-  }
-  float under = fits, over = next_above(high);
-  const Estimated all = mass_below(sample, over);
+  const Estimated all = mass_below(sample, high);
+  const double known = static_cast<double>(head.mass), total = known + head.rest.mass;
+  const double margin = deviations * head.rest.deviation;
+  const double tail_share = 1.0 - static_cast<double>(top_p);
+  const double tail_low = tail_share * (total - margin > known ? total - margin : known);
+  const double tail_high = tail_share * (total + margin);
   const bool open = !(all.mass - deviations * all.deviation > tail_high);
-  for (int step = 0; step < kSteps && !open; ++step) {
-    const float middle = under * 0.5f + over * 0.5f;
-    const Estimated tail = mass_below(sample, middle);
-    (tail.mass - deviations * tail.deviation > tail_high ? over : under) = middle;
+
+  // Both ends at once, by fifths: five sweeps resolve the 40 octaves that have any weight to 1/75 octave.
+  float fits = low, exceeds = high;  // the cut is above `fits`
+  float under = low, over = high;    // and below `over`
+  for (int sweep = 0; sweep < 5; ++sweep) {
+    float pivot[kPivots];
+    Estimated tail[kPivots];
+    for (int i = 0; i < 4; ++i) {
+      const float share = static_cast<float>(i + 1) * 0.2f;
+      pivot[i] = fits + (exceeds - fits) * share;
+      pivot[i + 4] = under + (over - under) * share;
+    }
+    masses_below(sample, pivot, tail);
+    for (int i = 3; i >= 0; --i)
+      if (tail[i].mass + deviations * tail[i].deviation > tail_low) exceeds = pivot[i];
+    for (int i = 0; i < 4; ++i)
+      if (pivot[i] < exceeds) fits = pivot[i];
+    for (int i = 4; i < 8; ++i)
+      if (!(tail[i].mass - deviations * tail[i].deviation > tail_high)) under = pivot[i];
+    for (int i = 7; i >= 4; --i)
+      if (pivot[i] > under) over = pivot[i];
   }
   // Snapped to tokens of the sample, a bracket around a value that many tokens share becomes that value alone.
-  Bracket bracket{kInfinity, open ? kInfinity : -kInfinity};
-  for (int64_t i = 0; i < sample.logit.size; ++i) {
-    const float x = sample.logit.data[i];
-    if (x >= fits && x < bracket.low) bracket.low = x;
-    if (!open && x < over && x > bracket.high) bracket.high = x;
-  }
-  return bracket.low <= bracket.high ? bracket : Bracket{fits, kInfinity};
+  const F from = Simd::set(fits), to = Simd::set(over);
+  F first = infinity, last = Simd::set(-kInfinity);
+  for_each_vector(sample.logit, 0, sample.logit.size, [&](F x, int64_t) {
+    first = Simd::min(Simd::select(Simd::greater_equal(x, from), x, infinity), first);
+    last = Simd::max(Simd::select(Simd::greater(to, x), x, last), last);
+  });
+  const float snapped_low = Simd::horizontal_min(first), snapped_high = Simd::horizontal_max(last);
+  if (open) return {snapped_low < kInfinity ? snapped_low : fits, kInfinity};
+  return snapped_low <= snapped_high ? Bracket{snapped_low, snapped_high} : Bracket{fits, over};
 }
 
 }  // namespace fastsample::cpu::FASTSAMPLE_INSTRUCTION_SET

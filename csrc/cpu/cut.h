@@ -7,14 +7,19 @@ namespace fastsample::cpu::FASTSAMPLE_INSTRUCTION_SET {
 
 enum class Measure { kCount, kMass };
 
+// How many candidates have an index below `end`: a cut's end as a place in the list, whose indices rise.
+inline int64_t place_of(const Candidates& candidates, int64_t end) {
+  int64_t place = 0;
+  for (int64_t step = kCandidateCapacity; step > 0; step /= 2)
+    if (place + step <= candidates.size && static_cast<int64_t>(candidates.index[place + step - 1]) < end) place += step;
+  return place;
+}
+
 // Drops the candidates that a cut does not keep. Into the other list, because whole vectors are stored.
 inline void keep(Candidates& candidates, Cut cut, Candidates& other) {
-  int64_t before_end = 0;  // the cut's end as a place in the list, whose indices rise
-  for (int64_t step = kCandidateCapacity; step > 0; step /= 2)
-    if (before_end + step <= candidates.size && candidates.index[before_end + step - 1] < cut.end) before_end += step;
   const ContiguousRow<float> row{candidates.logit, candidates.size};
   other.size = 0;
-  for_each_stretch({cut.logit, before_end}, 0, candidates.size, [&](int64_t begin, int64_t end, float least) {
+  for_each_stretch({cut.logit, place_of(candidates, cut.end)}, 0, candidates.size, [&](int64_t begin, int64_t end, float least) {
     const F bound = Simd::set(least);
     for_each_vector(row, begin, end, [&](F x, int64_t at) {
       const M chosen = Simd::greater_equal(x, bound);
@@ -36,22 +41,48 @@ inline uint64_t mass_of(const Candidates& candidates, const Weight& weight) {
   return Simd::sum(sum);
 }
 
+// Adds the weights of the candidates that a cut keeps to the sums of the row's chunks that they lie in.
+template <class Weight>
+inline void add_to_chunks(const Candidates& candidates, const Weight& weight, Cut cut, const Chunks& chunks,
+                          uint64_t* chunk_sum) {
+  const ContiguousRow<float> row{candidates.logit, candidates.size};
+  int64_t chunk = 0, chunk_end = chunks.end(0);
+  uint64_t sum = 0;
+  for_each_stretch({cut.logit, place_of(candidates, cut.end)}, 0, row.size, [&](int64_t begin, int64_t end, float least) {
+    const F bound = Simd::set(least);
+    for_each_vector(row, begin, end, [&](F x, int64_t at) {
+      uint64_t weights[kWidth];
+      Simd::store(weights, Simd::add_where(Simd::greater_equal(x, bound), Simd::zero(), weight(x)));
+      for (int64_t lane = 0; lane < kWidth && at + lane < end; ++lane) {
+        while (static_cast<int64_t>(candidates.index[at + lane]) >= chunk_end) {
+          chunk_sum[chunk] += sum;
+          sum = 0;
+          chunk_end = chunks.end(++chunk);
+        }
+        sum += weights[lane];
+      }
+    });
+  });
+  chunk_sum[chunk] += sum;
+}
+
 template <Measure kMeasure, class Weight>
 inline uint64_t measure_of(const Weight& weight, float x) {
   return kMeasure == Measure::kMass ? weight_of(weight, x) : 1;
 }
 
-// The cut among candidates: the shortest prefix of their ranking that measures at least `target`, which all of them
-// together do. Quickselect by vector compression, which keeps index order, until few enough remain to be sorted.
+// The cut among candidates: the shortest prefix of their ranking that measures at least `target`. Where all of them
+// together do not, its end is -1. Quickselect by vector compression, which keeps index order, until few enough remain to be sorted.
 template <Measure kMeasure, class Weight>
-inline Cut cut_candidates(const Candidates& all, const Weight& weight, float most, uint64_t target, Candidates& work) {
+inline Cut cut_candidates(const Candidates& all, const Weight& weight, Bracket bracket, uint64_t target,
+                          Candidates& work) {
   constexpr int64_t kSortable = 128;
   const float* logit = all.logit;
   const uint32_t* index = all.index;
   int64_t size = all.size;
-  float low = most, high = most;
-  for (int64_t i = 0; i < size; ++i) low = logit[i] < low ? logit[i] : low;
+  float low = bracket.low, high = bracket.high;  // no candidate is outside
 
+  const F lowest = Simd::set(low);
   uint64_t above = 0;
   for (int step = 0; size > kSortable && low < high; ++step) {
     const float middle = between(low, high, step);
@@ -72,8 +103,9 @@ inline Cut cut_candidates(const Candidates& all, const Weight& weight, float mos
     const bool take_upper = above + upper >= target;
     int64_t chosen_size = 0;
     for_each_vector(row, 0, size, [&](F x, int64_t at) {
-      const M chosen = take_upper ? Simd::greater(x, bound)
-                                  : Simd::both(Simd::greater_equal(bound, x), Simd::greater(x, Simd::set(-kInfinity)));
+      // A tail's padding is -inf, below every candidate.
+      const M chosen = take_upper ? Simd::greater(x, bound) : Simd::but_not(Simd::greater_equal(x, lowest),
+                                                                             Simd::greater(x, bound));
       if (!Simd::any(chosen)) return;
       Simd::store_chosen(chosen, x, work.logit + chosen_size, index + at, work.index + chosen_size);
       chosen_size += Simd::count(chosen);
@@ -91,6 +123,7 @@ inline Cut cut_candidates(const Candidates& all, const Weight& weight, float mos
 
   if (size > kSortable) {  // all that remain are equal, and in index order
     const uint64_t each = measure_of<kMeasure>(weight, high);
+    if (each == 0 || target - above > each * static_cast<uint64_t>(size)) return {high, -1};
     const int64_t needed = static_cast<int64_t>((target - above + each - 1) / each);
     return {high, static_cast<int64_t>(index[needed - 1]) + 1};
   }
@@ -98,12 +131,13 @@ inline Cut cut_candidates(const Candidates& all, const Weight& weight, float mos
   for (int64_t i = 0; i < size; ++i)
     keys[i] = static_cast<uint64_t>(static_cast<uint32_t>(order_key(logit[i])) ^ 0x80000000u) << 32 | ~index[i];
   sort_descending(keys, size);
-  Cut cut{most, 0};
+  Cut cut{high, 0};
   for (int64_t i = 0; i < size && above < target; ++i) {
     cut = {order_key_float(static_cast<int32_t>(static_cast<uint32_t>(keys[i] >> 32) ^ 0x80000000u)),
            static_cast<int64_t>(~static_cast<uint32_t>(keys[i])) + 1};
     above += measure_of<kMeasure>(weight, cut.logit);
   }
+  if (above < target) cut.end = -1;
   return cut;
 }
 
@@ -198,7 +232,7 @@ inline Cut exact_cut(const Row& row, const Chunks& chunks, const Weight& weight,
           });
         });
       }
-      return cut_candidates<kMeasure>(found, weight, high_logit, target - above, scratch.work);
+      return cut_candidates<kMeasure>(found, weight, {low_logit, high_logit}, target - above, scratch.work);
     }
   }
 }

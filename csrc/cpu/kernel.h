@@ -95,24 +95,24 @@ struct Selection {
     const float complete_from = floor_before_top_p ? floor.logit : -kFloatMax;
     const bool missed = by_k() && candidates.size < filters.top_k && bound > complete_from;
     if (candidates.overflow || missed) return select_in_row(floor);
-    return select_among(candidates, floor, floor_before_top_p);
+    return select_among(candidates, bound, floor, floor_before_top_p);
   }
 
   // top_k and min_p left a list: all that follows happens there.
-  Kept select_among(Candidates& candidates, Cut floor, bool floor_before_top_p) const {
+  Kept select_among(Candidates& candidates, float bound, Cut floor, bool floor_before_top_p) const {
     Cut cut = floor_before_top_p ? floor : everything();
     const auto narrow = [&](Cut next) {
       cut = tighter(cut, next);
       keep(candidates, next, scratch.work);
     };
     if (by_k() && candidates.size >= filters.top_k)
-      narrow(cut_candidates<Measure::kCount>(candidates, weight, most, static_cast<uint64_t>(filters.top_k),
-                                             scratch.work));
+      narrow(cut_candidates<Measure::kCount>(candidates, weight, {bound, most},
+                                             static_cast<uint64_t>(filters.top_k), scratch.work));
     if (by_p()) {
       const uint64_t mass = mass_of(candidates, weight);
       const uint64_t base = base_is_everything() ? weigh_kept(everything()) : mass;
       const uint64_t target = mass_bound(filters.top_p, base);
-      if (mass >= target) narrow(cut_candidates<Measure::kMass>(candidates, weight, most, target, scratch.work));
+      if (mass >= target) narrow(cut_candidates<Measure::kMass>(candidates, weight, {bound, most}, target, scratch.work));
     }
     if (by_m() && !floor_before_top_p) narrow(floor);
     return {cut, true, false};
@@ -140,20 +140,17 @@ struct Selection {
       const Kept kept = bracket_select(base, {-kFloatMax, kInfinity});
       if (kept.gathered) return kept;
     }
-    uint64_t head = 0;
-    float head_logit = kInfinity;
     const Sample sample = take_sample(row, base, [&](F x) { return weight.estimate(x); }, scratch);
-    if (base.logit == -kFloatMax) {
-      const int64_t head_size = chunks.count / 4 < 128 ? chunks.count / 4 : 128;
-      head_logit = bound_of_chunk_maxima(scratch.chunk_maximum, chunks.count, head_size, most);
-      Candidates& candidates = gather_reaching(head_logit, head_size);
-      head = mass_of(candidates, weight);
-      const Estimated rest = mass_below(sample, head_logit);
-      const double total = static_cast<double>(head) + rest.mass + 4 * rest.deviation;
-      if (!candidates.overflow && static_cast<double>(head) > static_cast<double>(filters.top_p) * total) {
+    Head head{0, kInfinity, mass_below(sample, kInfinity)};
+    if (base.logit == -kFloatMax && peaked(head.rest)) {
+      Candidates& candidates = gather_head(head);
+      head.rest = mass_below(sample, head.logit);
+      const double known = static_cast<double>(head.mass);
+      if (known > static_cast<double>(filters.top_p) * (known + head.rest.mass + 4 * head.rest.deviation)) {
         const uint64_t target = mass_bound(filters.top_p, weigh_kept(base));
-        if (head >= target) {
-          const Cut cut = cut_candidates<Measure::kMass>(candidates, weight, most, target, scratch.work);
+        if (head.mass >= target) {
+          const Bracket holding{head.logit, most};
+          const Cut cut = cut_candidates<Measure::kMass>(candidates, weight, holding, target, scratch.work);
           keep(candidates, cut, scratch.work);
           return {cut, true, false};
         }
@@ -162,19 +159,48 @@ struct Selection {
     // Three deviations miss once in 400 rows, and a miss costs one more sweep, with eight.
     constexpr double kDeviations[] = {3.0, 8.0};
     for (const double deviations : kDeviations) {
-      const Bracket bracket = bracket_of_tail(sample, filters.top_p, head, head_logit, deviations);
+      const Bracket bracket = bracket_of_tail(sample, filters.top_p, head, deviations);
       const Kept kept = bracket_select(base, bracket);
       if (kept.gathered || kept.sums_ready) return kept;
     }
     return exact_select(base, mass_bound(filters.top_p, weigh_kept(base)));
   }
 
+  // Do a few tokens hold much of the mass? The chunk maxima are as many tokens as there are chunks; in a flat row they
+  // hold a hundredth, and the sample alone tells enough.
+  bool peaked(Estimated all) const {
+    const ContiguousRow<float> maxima{scratch.chunk_maximum, chunks.count};
+    F sum = Simd::set(0.0f);
+    for_each_vector(maxima, 0, maxima.size, [&](F x, int64_t) { sum = Simd::add(sum, weight.estimate(x)); });
+    return Simd::horizontal_sum(sum) > 0.1 * all.mass;
+  }
+
+  // The row's largest tokens, 128 or a quarter as many as it has chunks, and their mass. On the peaked rows of real models
+  // they are often all that top_p keeps.
+  Candidates& gather_head(Head& head) const {
+    const int64_t size = chunks.count / 4 < 128 ? chunks.count / 4 : 128;
+    head.logit = bound_of_chunk_maxima(scratch.chunk_maximum, chunks.count, size, most);
+    Candidates& candidates = gather_reaching(head.logit, size);
+    if (candidates.overflow) {
+      head = {0, kInfinity, {}};
+      return candidates;
+    }
+    if (candidates.ties_left_out) {  // what is above them is complete
+      keep(candidates, {head.logit, 0}, scratch.work);
+      head.logit = next_above(head.logit);
+    }
+    head.mass = mass_of(candidates, weight);
+    return candidates;
+  }
+
   // Neither gathered nor sums_ready: the cut is outside the bracket, or the bracket holds too much.
   Kept bracket_select(Cut base, Bracket bracket) const {
     const bool ties_only = bracket.low == bracket.high;
     team.run([&](int64_t part) {
-      weigh_and_gather(row, chunks, first(part), first(part + 1), weight, base, bracket, scratch.chunk_maximum,
-                       scratch.chunk_sum, scratch.parts[part]);
+      const bool all = base.logit == -kFloatMax && base.end == row.size;
+      const auto sweep = all ? weigh_and_gather<true, Row, Weight> : weigh_and_gather<false, Row, Weight>;
+      sweep(row, chunks, first(part), first(part + 1), weight, base, bracket, scratch.chunk_maximum, scratch.chunk_sum,
+            scratch.parts[part]);
     });
     uint64_t total = 0, above = 0;
     for (int64_t part = 0; part < team.parts; ++part) {
@@ -193,13 +219,15 @@ struct Selection {
       return end < 0 ? missed : Kept{{bracket.low, end}, false, true};
     }
     Candidates& candidates = concatenate(scratch, team.parts);
-    if (candidates.overflow || above + mass_of(candidates, weight) < target) return missed;
-    const Cut cut = cut_candidates<Measure::kMass>(candidates, weight, bracket.high < most ? bracket.high : most,
-                                                   target - above, scratch.work);
-    keep(candidates, cut, scratch.work);
-    if (bracket.high >= most) return {cut, true, false};
-    for (int64_t i = 0; i < candidates.size; ++i)
-      scratch.chunk_sum[candidates.index[i] / chunks.size] += weight_of(weight, candidates.logit[i]);
+    if (candidates.overflow) return missed;
+    const Bracket holding{bracket.low, bracket.high < most ? bracket.high : most};
+    const Cut cut = cut_candidates<Measure::kMass>(candidates, weight, holding, target - above, scratch.work);
+    if (cut.end < 0) return missed;
+    if (bracket.high >= most) {
+      keep(candidates, cut, scratch.work);
+      return {cut, true, false};
+    }
+    add_to_chunks(candidates, weight, cut, chunks, scratch.chunk_sum);
     return {cut, false, true};
   }
 
@@ -336,12 +364,12 @@ void filter_logits_row(const Row& row, const Element* in, int64_t in_stride, Ele
 // Law section 5: fl(1 / fl(Z * 2^-40)), and the probability of a token from 2^40 * 2^d.
 inline float reciprocal_mass(uint64_t total) { return 1.0f / (static_cast<float>(total) * 0x1p-40f); }
 
-inline F scaled_probability(const LogitWeight& weight, F x, M& counts) {
+FASTSAMPLE_INLINE F scaled_probability(const LogitWeight& weight, F x, M& counts) {
   const F d = weight.exponent(x);
   counts = Simd::greater_equal(d, Simd::set(-126.0f));
   return weight.scaled_power(d);
 }
-inline F scaled_probability(const SpecialWeight& weight, F x, M& counts) {
+FASTSAMPLE_INLINE F scaled_probability(const SpecialWeight& weight, F x, M& counts) {
   const F y = weight.scaled(x);
   counts = Simd::greater(y, Simd::set(0.0f));
   return y;

@@ -10,7 +10,7 @@ using M = Simd::M;
 using U = Simd::U;
 constexpr int kWidth = Simd::kWidth;
 
-inline F load_vector(const float* p) { return Simd::load(p); }
+FASTSAMPLE_INLINE F load_vector(const float* p) { return Simd::load(p); }
 
 struct BFloat16 {
   uint16_t bits;
@@ -18,8 +18,8 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
-inline F load_vector(const BFloat16* p) { return Simd::load_bfloat16(reinterpret_cast<const uint16_t*>(p)); }
-inline F load_vector(const Float16* p) { return Simd::load_float16(reinterpret_cast<const uint16_t*>(p)); }
+FASTSAMPLE_INLINE F load_vector(const BFloat16* p) { return Simd::load_bfloat16(reinterpret_cast<const uint16_t*>(p)); }
+FASTSAMPLE_INLINE F load_vector(const Float16* p) { return Simd::load_float16(reinterpret_cast<const uint16_t*>(p)); }
 
 // Tokens next to each other in memory: rows as models write them, and gathered candidates.
 template <class Element>
@@ -27,7 +27,7 @@ struct ContiguousRow {
   const Element* data;
   int64_t size;
 
-  F load(int64_t i) const { return load_vector(data + i); }
+  FASTSAMPLE_INLINE F load(int64_t i) const { return load_vector(data + i); }
 
   // The last tokens of a row: lanes past the end are -inf, which no step keeps.
   F load_tail(int64_t i, int64_t count) const {
@@ -80,12 +80,12 @@ struct StridedRow {
   }
 };
 
-// Calls body(vector, index) over tokens [begin, end), which need not be multiples of anything.
+// Calls body(vector, index) over tokens [begin, end), which need not be multiples of anything. One call for whole
+// vectors and the tail, so that the compiler inlines the body.
 template <class Row, class Body>
-inline void for_each_vector(const Row& row, int64_t begin, int64_t end, const Body& body) {
-  int64_t i = begin;
-  for (; i + kWidth <= end; i += kWidth) body(row.load(i), i);
-  if (i < end) body(row.load_tail(i, end - i), i);
+FASTSAMPLE_INLINE void for_each_vector(const Row& row, int64_t begin, int64_t end, const Body& body) {
+  for (int64_t i = begin; i < end; i += kWidth)
+    body(__builtin_expect(i + kWidth <= end, 1) ? row.load(i) : row.load_tail(i, end - i), i);
 }
 
 // The row's chunks, and the share of them that a part of a team works on.

@@ -6,6 +6,9 @@
 #include "../law.h"
 #include "arithmetic.h"
 
+// Left to itself, gcc calls the weight of a vector as a function, through memory: 2.2 times slower.
+#define FASTSAMPLE_INLINE inline __attribute__((always_inline))
+
 namespace fastsample::cpu {
 
 enum class DType { kFloat32, kFloat16, kBFloat16 };
@@ -54,7 +57,8 @@ struct Candidates {
   float* logit;
   uint32_t* index;
   int64_t size;
-  bool overflow;  // more tokens qualified than fit: the list is not complete
+  bool overflow;       // more tokens qualified than fit: the list is not complete
+  bool ties_left_out;  // of the tokens equal to its bound, the list may hold only the first ones
 };
 
 // 32768 candidates are 256 KiB: a quarter of what a thread may use, and above 1/8 of a 262144-token vocabulary.

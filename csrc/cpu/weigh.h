@@ -14,13 +14,13 @@ struct LogitWeight {
 
   LogitWeight(float maximum, float temperature) : most(maximum), scale(exponent_scale(temperature)) {}
 
-  F exponent(F x) const { return Simd::mul(Simd::sub(x, Simd::set(most)), Simd::set(scale)); }
+  FASTSAMPLE_INLINE F exponent(F x) const { return Simd::mul(Simd::sub(x, Simd::set(most)), Simd::set(scale)); }
 
   // 2^40 * 2^d rounded as the law says, and where it counts. Unrolled by hand: each line is one rounded operation.
-  F scaled_power(F d) const {
+  FASTSAMPLE_INLINE F scaled_power(F d) const {
     constexpr float k = 0x1p40f;
-    const F n = Simd::floor(d);
-    const F f = Simd::sub(d, n);
+    const auto n = Simd::floor(d);
+    const F f = Simd::sub(d, n.value);
     F q = Simd::set(kPolynomial[5] * k);
     q = Simd::add(Simd::mul(q, f), Simd::set(kPolynomial[4] * k));
     q = Simd::add(Simd::mul(q, f), Simd::set(kPolynomial[3] * k));
@@ -30,16 +30,14 @@ struct LogitWeight {
     return Simd::scale_exponent(q, n);
   }
 
-  U operator()(F x) const {
-    const F d = exponent(x);
-    return Simd::truncate(scaled_power(d), Simd::greater_equal(d, Simd::set(kLowestExponent)));
-  }
+  // 2^40 * 2^d, and less than 1, so a weight of 0, where d is below -40 or NaN. A maximum is cheaper than a mask: below
+  // -40 the law's weight is 0, and from -41 to -40 the product stays below 1, since P(f) < 2 for f < 1.
+  FASTSAMPLE_INLINE F product(F x) const { return scaled_power(Simd::max(exponent(x), Simd::set(-41.0f))); }
+
+  FASTSAMPLE_INLINE U operator()(F x) const { return Simd::truncate(product(x)); }
 
   // As a float, for estimates only.
-  F estimate(F x) const {
-    const F d = exponent(x);
-    return Simd::select(Simd::greater_equal(d, Simd::set(kLowestExponent)), scaled_power(d), Simd::set(0.0f));
-  }
+  FASTSAMPLE_INLINE F estimate(F x) const { return product(x); }
 
   bool vanishes(float x) const { return !((x - most) * scale >= kLowestExponent); }
 };
@@ -61,20 +59,16 @@ struct SpecialWeight {
     return {false, __builtin_ldexpf(1.0f, half), __builtin_ldexpf(1.0f, power - half)};
   }
 
-  F scaled(F x) const {
+  FASTSAMPLE_INLINE F scaled(F x) const {
     if (infinite)
       return Simd::select(Simd::equal(x, Simd::set(kInfinity)), Simd::set(0x1p40f), Simd::set(0.0f));
     return Simd::mul(Simd::mul(x, Simd::set(scale0)), Simd::set(scale1));
   }
 
-  U operator()(F x) const {
-    const F y = scaled(x);
-    return Simd::truncate(y, Simd::greater_equal(y, Simd::set(1.0f)));
-  }
-  F estimate(F x) const {
-    const F y = scaled(x);
-    return Simd::select(Simd::greater_equal(y, Simd::set(1.0f)), y, Simd::set(0.0f));
-  }
+  // The padding of a tail is -inf, hence the maximum.
+  FASTSAMPLE_INLINE F product(F x) const { return Simd::max(scaled(x), Simd::set(0.0f)); }
+  FASTSAMPLE_INLINE U operator()(F x) const { return Simd::truncate(product(x)); }
+  FASTSAMPLE_INLINE F estimate(F x) const { return product(x); }
   bool vanishes(float x) const { return infinite ? x != kInfinity : !(x * scale0 * scale1 >= 1.0f); }
 };
 
@@ -106,10 +100,13 @@ inline float next_above(float x) { return order_key_float(order_key(x) + 1); }
 // Calls body(begin, end, least) for the one or two stretches of tokens [begin, end) in which a cut keeps exactly the
 // logits that are at least `least`: ties at the cut count before cut.end and not from it on.
 template <class Body>
-inline void for_each_stretch(Cut cut, int64_t begin, int64_t end, const Body& body) {
-  const int64_t middle = cut.end <= begin ? begin : cut.end >= end ? end : cut.end;
-  if (begin < middle) body(begin, middle, cut.logit);
-  if (middle < end) body(middle, end, next_above(cut.logit));
+FASTSAMPLE_INLINE void for_each_stretch(Cut cut, int64_t begin, int64_t end, const Body& body) {
+  while (begin < end) {
+    const bool ties_count = begin < cut.end;
+    const int64_t stop = ties_count && cut.end < end ? cut.end : end;
+    body(begin, stop, ties_count ? cut.logit : next_above(cut.logit));
+    begin = stop;
+  }
 }
 
 // Sums of kept weights, chunk by chunk.

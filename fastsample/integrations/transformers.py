@@ -47,7 +47,7 @@ except ImportError as error:
 logger = logging.getLogger(__name__)
 
 # What `generate` calls to build its chain: the one name of transformers' inside that this module relies on.
-_BUILD_CHAIN = "_get_logits_processor"
+_HOOK = "_get_logits_processor"
 
 # In the order in which `generate` applies them, which is the law's order "top_k_first".
 _SERVED_WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
@@ -88,8 +88,8 @@ def enable(model: GenerationMixin) -> _Enabled:
     _check_model(model)
     was_enabled = is_enabled(model)
     if not was_enabled:
-        # On the instance, so that no other model changes; a bound method, so that copies and pickles of the model work.
-        setattr(model, _BUILD_CHAIN, types.MethodType(_build_chain, model))
+        # On the instance, so that no other model changes; a bound method, so that a copy of the model calls its own.
+        setattr(model, _HOOK, types.MethodType(_get_logits_processor, model))
         logger.info("fastsample draws the tokens of this %s", type(model).__name__)
     return _Enabled(model, was_enabled)
 
@@ -105,7 +105,7 @@ def disable(model: GenerationMixin) -> None:
     """
     _check_model(model)
     if is_enabled(model):
-        delattr(model, _BUILD_CHAIN)
+        delattr(model, _HOOK)
 
 
 def is_enabled(model: GenerationMixin) -> bool:
@@ -117,7 +117,7 @@ def is_enabled(model: GenerationMixin) -> bool:
     Returns:
         True between `enable(model)` and `disable(model)`.
     """
-    return getattr(vars(model).get(_BUILD_CHAIN), "__func__", None) is _build_chain
+    return getattr(vars(model).get(_HOOK), "__func__", None) is _get_logits_processor
 
 
 class _Enabled:
@@ -144,11 +144,15 @@ def _check_model(model: object) -> None:
         )
 
 
-def _build_chain(
+def _get_logits_processor(
     model: GenerationMixin, generation_config: GenerationConfig, *args: Any, **kwargs: Any
 ) -> LogitsProcessorList:
-    """Stands in for the model's own `_get_logits_processor`."""
-    chain = getattr(type(model), _BUILD_CHAIN)(model, generation_config, *args, **kwargs)
+    """Stands in for the model's own method of this name.
+
+    pickle stores a bound method by its name, so this name makes a pickled model load as one that is not enabled, and
+    where there is no fastsample as well.
+    """
+    chain = getattr(type(model), _HOOK)(model, generation_config, *args, **kwargs)
     if not generation_config.do_sample:
         return chain
     if (generation_config.num_beams or 1) > 1:

@@ -58,6 +58,8 @@ struct Case {
   uint64_t seed;
 };
 
+constexpr int kTwoValues = 8, kKinds = 10;
+
 float value_of_kind(int kind, int64_t i, int64_t vocab, Random& random) {
   switch (kind) {
     case 0:
@@ -76,13 +78,14 @@ float value_of_kind(int kind, int64_t i, int64_t vocab, Random& random) {
       return i == vocab / 3 ? 30.0f : 0.01f * random.uniform();
     case 7:  // most tokens masked
       return random.below(16) == 0 ? random.normal() : -kInfinity;
+    case kTwoValues:  // at T = 1 the upper value weighs 0.731 of the row: top_p cuts between two long runs of ties
+      return static_cast<float>(random.below(2));
     default:
       return random.one_of<float>({0.0f, -0.0f, 1e-40f, -1e-45f, 0x1p-126f, kFloatMax, -kFloatMax, -kInfinity,
                                    -kInfinity, random.normal(), random.below(64) ? 1.0f : kInfinity,
                                    random.below(512) ? -1.0f : kNan});
   }
 }
-constexpr int kKinds = 9;
 
 uint16_t float16_bits(float x) {  // rounds toward zero
   const uint32_t bits = float_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
@@ -246,10 +249,28 @@ Case random_case(Random& random) {
                random.one_of<float>({0.0f, 0.0f, 0.0f, 0.05f, some_m, 1.0f, 1e-45f, -0.5f, kNan}),
                random.one_of<Order>({Order::kTopKFirst, Order::kMinPFirst, Order::kJoint}),
                c.probabilities};
+  if (c.vocab > kCandidateCapacity && random.below(4)) {  // large kept sets, which overflow the candidates
+    c.filters.temperature = random.one_of<float>({0.8f, 1.0f, kInfinity});
+    c.filters.top_k = random.one_of<int64_t>({0, 0, 50, kCandidateCapacity / 2, kCandidateCapacity + 100});
+    c.filters.top_p = random.one_of<float>({1.0f, 0.9f, 0.731f, 0.9999f});
+    c.filters.min_p = random.one_of<float>({0.0f, 1e-5f});
+  }
   c.replacement = random.below(2) == 0;
   c.draws = 1 + random.below(random.below(8) ? 3 : 40);
   c.tokens_stride = 1 + random.below(3);
   c.seed = random.next();
+  return c;
+}
+
+// What random cases hardly ever meet: a bracket of top_p that holds more tokens than fit the candidates.
+Case overflowing_bracket() {
+  Case c{};
+  c.vocab = kCandidateCapacity + 7235;
+  c.stride = 1;
+  c.dtype = DType::kFloat32;
+  c.kind = kTwoValues;
+  c.filters = {1.0f, 0, 0.731f, 0.0f, Order::kTopKFirst, false};
+  c.draws = c.tokens_stride = 1;
   return c;
 }
 
@@ -334,6 +355,7 @@ int main(int argc, char** argv) {
   Random random(std::strtoull(argv[1], nullptr, 10));
   const int64_t cases = std::strtoll(argv[2], nullptr, 10);
   const std::vector<Named> kernels = available_kernels();
+  check_row(overflowing_bracket(), kernels, random);
   for (int64_t i = 0; i < cases; ++i) {
     const Case c = random_case(random);
     check_row(c, kernels, random);

@@ -1,0 +1,165 @@
+"""What a benchmark asks of a sampler, and what a sampler is to a benchmark: every one, ours among them, is a `Peer`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class NotServedError(Exception):
+    """This sampler does not do this work; the message says why, for the list of what was skipped."""
+
+
+class Work(NamedTuple):
+    """The parameters of a draw, one set for the whole batch.
+
+    Attributes:
+        temperature, top_k, top_p, min_p: as `fastsample.sample` takes them.
+        half_neutral: every second row takes no filter and temperature 1, so that the parameters differ by row.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    half_neutral: bool = False
+
+    @classmethod
+    def parse(cls, key: str) -> Work:
+        """Work from its key: "plain", "greedy", or parts joined by "-": t0.8, k50, p0.9, m0.05, half.
+
+        Raises:
+            ValueError: the key has another part.
+        """
+        if key == "plain":
+            return cls()
+        if key == "greedy":
+            return cls(temperature=0.0)
+        values: dict[str, Any] = {}
+        for part in key.split("-"):
+            if part == "half":
+                values["half_neutral"] = True
+            elif match := re.fullmatch(r"k(\d+)", part):
+                values["top_k"] = int(match[1])
+            elif match := re.fullmatch(r"([tpm])(\d*\.?\d+)", part):
+                values[{"t": "temperature", "p": "top_p", "m": "min_p"}[match[1]]] = float(match[2])
+            else:
+                raise ValueError(
+                    f"work: got {key!r}; accepted: plain, greedy, or parts joined by '-' out of t0.8 (temperature), "
+                    "k50 (top_k), p0.9 (top_p), m0.05 (min_p), half (every second row is neutral)"
+                )
+        return cls(**values)
+
+    @property
+    def key(self) -> str:
+        """The key that `parse` takes."""
+        if self.greedy:
+            return "greedy"
+        parts = [
+            f"t{self.temperature:g}" if self.temperature != 1 else "",
+            f"k{self.top_k}" if self.top_k else "",
+            f"p{self.top_p:g}" if self.top_p != 1 else "",
+            f"m{self.min_p:g}" if self.min_p else "",
+            "half" if self.half_neutral else "",
+        ]
+        return "-".join(filter(None, parts)) or "plain"
+
+    @property
+    def label(self) -> str:
+        """The name in tables."""
+        if self.greedy:
+            return "greedy"
+        parts = [
+            f"T {self.temperature:g}" if self.temperature != 1 else "",
+            f"k {self.top_k}" if self.top_k else "",
+            f"p {self.top_p:g}" if self.top_p != 1 else "",
+            f"min-p {self.min_p:g}" if self.min_p else "",
+            "half neutral" if self.half_neutral else "",
+        ]
+        return ", ".join(filter(None, parts)) or "plain"
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def parameters(self, batch: int) -> dict[str, Any]:
+        """The keyword arguments of `fastsample.sample` for `batch` rows."""
+        parameters = {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+        }
+        if not self.half_neutral:
+            return parameters
+        neutral = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        odd = torch.arange(batch) % 2 == 1
+        return {name: torch.where(odd, neutral[name], value) for name, value in parameters.items()}
+
+
+class Job(NamedTuple):
+    """What one sampler is to do again and again: `work` on float32 [batch, vocab] (or bfloat16, if it takes that)."""
+
+    work: Work
+    batch: int
+    vocab: int
+    threads: int
+    dtype: torch.dtype = torch.float32
+
+
+class Session(Protocol):
+    """A sampler made ready for one job."""
+
+    def load(self, logits: Tensor) -> None:
+        """Take over the logits of the next draw: [batch, vocab]. Not timed."""
+
+    def draw(self) -> Sequence[int] | Tensor:
+        """Draw a token of every row of the loaded logits. This is what is timed."""
+
+
+class Peer(Protocol):
+    """A sampler that the benchmark can run.
+
+    Attributes:
+        key: its name on the command line.
+        label: its name in tables.
+        package: the distribution whose version is reported.
+        note: what is and is not in its time.
+    """
+
+    key: str
+    label: str
+    package: str
+    note: str
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, or None."""
+
+    def start(self, job: Job) -> Session:
+        """Make ready for a job. Raises NotServedError if it does not do this work."""
+
+
+def missing_package(package: str) -> str | None:
+    """Why a peer cannot run: its distribution is not installed. None if it is."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return f"the package {package} is not installed (make peers)"
+    return None
+
+
+def refuse_per_row(peer: str, job: Job) -> None:
+    """Raises NotServedError for work whose parameters differ by row."""
+    if job.work.half_neutral:
+        raise NotServedError(f"{peer} takes one set of parameters for the whole batch")
+
+
+def refuse_bfloat16(peer: str, job: Job) -> None:
+    """Raises NotServedError unless the logits are float32."""
+    if job.dtype is not torch.float32:
+        raise NotServedError(f"{peer} takes float32 logits")

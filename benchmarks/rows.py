@@ -1,0 +1,128 @@
+"""The logits that the benchmark samples from: normals, a real model's rows, and rows made to hurt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+REAL_LOGITS = Path(__file__).resolve().parents[1] / "tests" / "data" / "real_logits.npz"
+HURT = (
+    "ascending",
+    "descending",
+    "equal",
+    "two-values",
+    "sawtooth-16",
+    "sawtooth-257",
+    "sawtooth-4096",
+    "huge-12",
+    "huge-1000",
+)
+_SEED = 20240607
+
+
+class NoRowsError(Exception):
+    """These rows cannot be made here; the message says why."""
+
+
+class RealLogits:
+    """Rows of real models out of .npz files with an array `logits` [rows, vocab].
+
+    A vocabulary that a file has is served by its rows. Any other is filled by rows of the first file set end to end,
+    which is not a real row of that size, and `describe` says so.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
+        self.arrays: dict[int, tuple[Path, np.ndarray]] = {}
+        for file in self.files:
+            if not file.exists():
+                raise NoRowsError(
+                    f"{file.name} is not there: the real logits are part of the source tree, not of wheels"
+                )
+            with np.load(file) as archive:
+                logits = archive["logits"].astype(np.float32)
+            self.arrays.setdefault(logits.shape[1], (file, logits))
+
+    def describe(self, vocab: int) -> str:
+        """How the rows of this vocabulary are made, in words."""
+        file, logits = self._source(vocab)
+        rows, size = logits.shape
+        made = (
+            "" if size == vocab else f", vocabulary {size}, set end to end and cut to {vocab} (no model has such a row)"
+        )
+        return f"{rows} rows of {file.name}{made}; each repetition rotated by another amount"
+
+    def make(self, rows: int, vocab: int) -> Tensor:
+        source = self._source(vocab)[1]
+        pieces = -(-vocab // source.shape[1])
+        made = torch.empty(rows, vocab)
+        for row in range(rows):
+            # Neighbours in the file are of different texts. Whole rows come round again, so each is rotated.
+            parts = [source[(row + piece) % len(source)] for piece in range(pieces)]
+            whole = np.concatenate(parts)[:vocab]
+            made[row] = torch.from_numpy(np.roll(whole, row * 7919))
+        return made
+
+    def _source(self, vocab: int) -> tuple[Path, np.ndarray]:
+        if not self.arrays:
+            raise NoRowsError("no file of real logits was given")
+        return self.arrays.get(vocab) or next(iter(self.arrays.values()))
+
+
+def check_kind(kind: str) -> str:
+    """Returns `kind`; raises ValueError unless `make` knows it."""
+    if kind in ("real", *HURT) or re.fullmatch(r"(normal|gumbel)-\d*\.?\d+|(sawtooth|huge)-\d+", kind):
+        return kind
+    raise ValueError(
+        f"rows: got {kind!r}; accepted: real, normal-S (standard deviation S), gumbel-B (scale B), sawtooth-P (period P), "
+        "huge-H (one logit of H, the rest 0), ascending, descending, equal, two-values"
+    )
+
+
+def label(kind: str) -> str:
+    """The name in tables."""
+    name, _, number = kind.partition("-")
+    if name == "normal":
+        return f"N(0,{number})"
+    if name == "huge":
+        return f"one {number}, rest 0"
+    return {"real": "real logits", "equal": "all equal"}.get(kind, kind.replace("-", " "))
+
+
+def make(kind: str, rows: int, vocab: int, real: RealLogits) -> Tensor:
+    """Logits of one kind.
+
+    Args:
+        kind: see `check_kind`.
+        rows: how many; random rows all differ, those made to hurt are all alike.
+        vocab: tokens in a row.
+        real: where the real rows come from.
+
+    Returns:
+        float32 [rows, vocab], contiguous.
+    """
+    check_kind(kind)
+    name, _, number = kind.partition("-")
+    generator = torch.Generator().manual_seed(_SEED)
+    if kind == "real":
+        return real.make(rows, vocab)
+    if name == "normal":
+        return torch.randn(rows, vocab, generator=generator).mul_(float(number))
+    if name == "gumbel":
+        return torch.empty(rows, vocab).exponential_(generator=generator).log_().mul_(-float(number))
+    place = torch.arange(vocab)
+    rising = place / vocab * 20  # from 0 to 20: as far as the logits of a model reach, every value but a few distinct
+    row = {
+        "ascending": lambda: rising,
+        "descending": lambda: -rising,
+        "equal": lambda: torch.zeros(vocab),
+        "two-values": lambda: (place % 2).float(),
+        "sawtooth": lambda: (place % int(number)) / int(number) * 20,
+        "huge": lambda: torch.where(place == vocab // 2, float(number), 0.0),
+    }[kind if kind == "two-values" else name]()
+    return row.float().repeat(rows, 1)
