@@ -2,13 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <functional>
 #include <memory>
 #include <vector>
 
 namespace fastsample::cpu {
-
-void sort_descending(uint64_t* keys, int64_t count) { std::sort(keys, keys + count, std::greater<>()); }
 
 namespace {
 

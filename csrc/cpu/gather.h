@@ -9,12 +9,16 @@ namespace fastsample::cpu::FASTSAMPLE_INSTRUCTION_SET {
 template <class Row>
 inline void gather_stretch(const Row& row, int64_t begin, int64_t end, float least, Candidates& out) {
   const F bound = Simd::set(least);
+  float* logit = out.logit;
+  uint32_t* index = out.index;
+  int64_t size = out.size;
   for_each_vector(row, begin, end, [&](F x, int64_t at) {
     const M chosen = Simd::greater_equal(x, bound);
     if (!Simd::any(chosen)) return;
-    Simd::store_chosen(chosen, x, out.logit + out.size, static_cast<uint32_t>(at), out.index + out.size);
-    out.size += Simd::count(chosen);
+    Simd::store_chosen(chosen, x, logit + size, static_cast<uint32_t>(at), index + size);
+    size += Simd::count(chosen);
   });
+  out.size = size;
 }
 
 // All tokens that reach `bound`, except that of those equal to it only the first `ties` are needed: a row of equal
@@ -26,7 +30,7 @@ inline void gather(const Row& row, const Chunks& chunks, int64_t first, int64_t 
   out.overflow = false;
   out.ties_left_out = false;
   float least = bound;
-  int64_t tied = 0;
+  int64_t tied = 0, counted = 0;
   for (int64_t chunk = first; chunk < last; ++chunk) {
     if (!(chunk_maximum[chunk] >= least)) continue;
     for (int64_t begin = chunks.begin(chunk); begin < chunks.end(chunk); begin += kChunk) {
@@ -35,10 +39,9 @@ inline void gather(const Row& row, const Chunks& chunks, int64_t first, int64_t 
         out.overflow = true;
         return;
       }
-      const int64_t before = out.size;
       gather_stretch(row, begin, end, least, out);
-      if (least > bound) continue;
-      for (int64_t i = before; i < out.size; ++i) tied += out.logit[i] == bound;
+      if (out.ties_left_out || out.size < ties) continue;
+      for (; counted < out.size; ++counted) tied += out.logit[counted] == bound;
       if (tied >= ties) {
         least = next_above(bound);
         out.ties_left_out = true;

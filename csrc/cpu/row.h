@@ -124,7 +124,4 @@ extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 
-// Kept out of the vector files: a std::sort instantiated there could be the copy that the linker keeps for all.
-void sort_descending(uint64_t* keys, int64_t count);
-
 }  // namespace fastsample::cpu
