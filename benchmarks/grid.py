@@ -52,6 +52,7 @@ class Plan:
         seconds: the time budget.
         peers: keys of the peers to run.
         peers_everywhere: whether they run in every setting, and not only in float32 at the goals' shapes.
+        memory: whether peak extra memory is measured too, at shapes of its own.
     """
 
     threads: tuple[int, ...]
@@ -64,6 +65,7 @@ class Plan:
     seconds: float
     peers: tuple[str, ...] = ()
     peers_everywhere: bool = False
+    memory: bool = False
 
 
 _WORKS = tuple(Work.parse(key) for key in ("k50-p0.9", "p0.9", "k50", "plain", "greedy"))
@@ -76,6 +78,7 @@ _FULL = Plan(
     hurt=rows.HURT,
     works=_WORKS,
     seconds=600,
+    memory=True,
 )
 PRESETS = {
     "full": _FULL,
@@ -87,6 +90,7 @@ PRESETS = {
         rows=("normal-3", "real"),
         hurt=(),
         seconds=60,
+        memory=False,
     ),
     # The shapes, rows and filters of FlashInfer's bench_sampling.py.
     "flashinfer": replace(
@@ -98,6 +102,7 @@ PRESETS = {
         hurt=(),
         works=tuple(Work.parse(key) for key in ("k10", "k100", "k1000", "k5000", "p0.1", "p0.5", "p0.9")),
         seconds=300,
+        memory=False,
     ),
     # The parameters of TensorRT-LLM's sampling_ops_perf.py: every second row takes no filter.
     "tensorrt-llm": replace(
@@ -109,6 +114,7 @@ PRESETS = {
         hurt=(),
         works=(Work.parse("t0.8-k50-p0.9-m0.05-half"), Work.parse("t0.8-k50-p0.9-m0.05")),
         seconds=120,
+        memory=False,
     ),
 }
 
@@ -119,13 +125,14 @@ def at_goal_shape(vocab: int, batch: int) -> bool:
 
 def settings(plan: Plan) -> list[Setting]:
     """Every setting of a plan, in the order of measuring: what the goals are about first, so that a budget that runs
-    out costs the rest; settings with the same vocabulary and rows stand together, because they share their inputs.
+    out costs the rest; settings with the same vocabulary and rows stand together, the largest batch first, because they
+    share their inputs.
     """
     crossed = [
         Setting(threads, vocab, batch, dtype, kind, False)
         for vocab in plan.vocabs
         for kind in plan.rows
-        for batch in plan.batches
+        for batch in sorted(plan.batches, reverse=True)
         for dtype in plan.dtypes
         for threads in plan.threads
     ]

@@ -134,7 +134,7 @@ def _resident_bytes(field: str, reset: bool = False) -> int | None:
 
 def _largest_allocation(profiled: profile) -> int:
     kineto = profiled.profiler.kineto_results if profiled.profiler is not None else None
-    events = kineto.events() if kineto is not None else []
+    events: list[Any] = kineto.events() if kineto is not None else []
     return max((event.nbytes() for event in events if event.name() == "[memory]"), default=0)
 
 

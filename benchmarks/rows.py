@@ -52,10 +52,11 @@ class RealLogits:
         """How the rows of this vocabulary are made, in words."""
         file, logits = self._source(vocab)
         rows, size = logits.shape
-        made = (
-            "" if size == vocab else f", vocabulary {size}, set end to end and cut to {vocab} (no model has such a row)"
-        )
-        return f"{rows} rows of {file.name}{made}; each repetition rotated by another amount"
+        made = f"the {rows} rows of {file.name}"
+        if size != vocab:
+            cut = "cut" if size > vocab else "set end to end and cut"
+            made += f" (vocabulary {size}) {cut} to {vocab} tokens, which no model made so"
+        return f"{made}; each repetition rotated by another amount"
 
     def make(self, rows: int, vocab: int) -> Tensor:
         source = self._source(vocab)[1]
@@ -70,7 +71,9 @@ class RealLogits:
 
     def _source(self, vocab: int) -> tuple[Path, np.ndarray]:
         if not self.arrays:
-            raise NoRowsError("no file of real logits was given")
+            raise NoRowsError(
+                f"{REAL_LOGITS.name} is part of the source tree, not of an installed package; give --real-logits FILE"
+            )
         return self.arrays.get(vocab) or next(iter(self.arrays.values()))
 
 
@@ -79,8 +82,8 @@ def check_kind(kind: str) -> str:
     if kind in ("real", *HURT) or re.fullmatch(r"(normal|gumbel)-\d*\.?\d+|(sawtooth|huge)-\d+", kind):
         return kind
     raise ValueError(
-        f"rows: got {kind!r}; accepted: real, normal-S (standard deviation S), gumbel-B (scale B), sawtooth-P (period P), "
-        "huge-H (one logit of H, the rest 0), ascending, descending, equal, two-values"
+        f"rows: got {kind!r}; accepted: real, normal-S (standard deviation S), gumbel-B (scale B), "
+        "sawtooth-P (period P), huge-H (one logit of H, the rest 0), ascending, descending, equal, two-values"
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -29,38 +29,49 @@ class Times(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """A session and the batches that it goes through, one after the other, for ever."""
+    """A session, the batches that it goes through, one after the other, for ever, and what judges its first draw.
+
+    `accepts` is given what the session drew and the logits; where it returns False the session is not measured.
+    """
 
     session: Session
     batches: Sequence[Tensor]
+    accepts: Callable[[Any, Tensor], bool] | None = None
 
 
 def rotation(batch_bytes: int, rotated_bytes: int) -> int:
-    """How many batches to go round, so that together they take `rotated_bytes`: at least 2."""
-    return max(2, -(-rotated_bytes // batch_bytes))
+    """How many batches to go round, so that together they take `rotated_bytes`: at least 2, but 1 for 0 bytes."""
+    return max(2, -(-rotated_bytes // batch_bytes)) if rotated_bytes else 1
 
 
 def measure(contestants: Mapping[Key, Contestant], seconds: float) -> dict[Key, Times]:
     """Time every contestant in about `seconds` in all, shared equally.
 
-    The first call of each warms up. One that is slower than the contestant's whole share is all that is made: it
-    counts, and `Times.calls` is 1. The others get `ROUNDS` turns, each of at least one call.
+    The first call of each warms up. One that takes longer than the contestant's whole share is all that is made: it
+    counts, and `Times.calls` is 1. The others get up to `ROUNDS` turns, each of at least one call. Contestants whose
+    first draw is not accepted are not in the result.
     """
     share = seconds / len(contestants) * 1e6
     walks: dict[Key, Iterator[Tensor]] = {key: itertools.cycle(one.batches) for key, one in contestants.items()}
     calls: dict[Key, list[float]] = {}
+    in_turns = []
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for key, contestant in contestants.items():
-            first = _timed_call(contestant.session, next(walks[key]))
-            calls[key] = [first] if first > share else []
-        in_turns = [key for key, first_calls in calls.items() if not first_calls]
+        for key, (session, _, accepts) in contestants.items():
+            logits = next(walks[key])
+            first, drawn = _timed_call(session, logits)
+            if accepts is None or accepts(drawn, logits):
+                calls[key] = [first] if first > share else []
+                if first <= share:
+                    in_turns.append(key)
         for _, key in itertools.product(range(ROUNDS), in_turns):
-            session, walk = contestants[key].session, walks[key]
+            session, walk, times = contestants[key].session, walks[key], calls[key]
             end = time.perf_counter() + share / ROUNDS / 1e6
+            if times and sum(times) >= share:
+                continue
             while True:
-                calls[key].append(_timed_call(session, next(walk)))
+                times.append(_timed_call(session, next(walk))[0])
                 if time.perf_counter() >= end:
                     break
     finally:
@@ -69,11 +80,11 @@ def measure(contestants: Mapping[Key, Contestant], seconds: float) -> dict[Key, 
     return {key: summary(times) for key, times in calls.items()}
 
 
-def _timed_call(session: Session, logits: Tensor) -> float:
+def _timed_call(session: Session, logits: Tensor) -> tuple[float, Any]:
     session.load(logits)
     start = time.perf_counter_ns()
-    session.draw()
-    return (time.perf_counter_ns() - start) / 1e3
+    drawn = session.draw()
+    return (time.perf_counter_ns() - start) / 1e3, drawn
 
 
 def summary(microseconds: Sequence[float]) -> Times:

@@ -32,6 +32,7 @@ INVALID_TOKEN = -1
 _JOINT, _MIN_P_FIRST = ORDERS.index("joint"), ORDERS.index("min_p_first")
 
 _MASK32 = 0xFFFFFFFF
+_SIGN_BIT = -0x80000000  # as an int32
 _INFINITY_KEY = 0x7F800000
 _ONE = 1 << 40  # the weight of the maximum
 _LOG2E = float.fromhex("0x1.715476p+0")  # float32(1.4426950408889634)
@@ -65,7 +66,7 @@ def ordered_key(value: Tensor) -> Tensor:
     -0.0 and +0.0 share key 0, infinity is 0x7F800000, minus infinity its negative, and NaN lies beyond either.
     """
     bits = value.detach().float().view(torch.int32)
-    return torch.where(bits < 0, -0x80000000 - bits, bits)
+    return torch.where(bits < 0, _SIGN_BIT - bits, bits)
 
 
 def widen(value: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def widen(value: Tensor) -> Tensor:
 def narrow(value: Tensor) -> Tensor:
     """The float32 tensor of float64 values that `fl` has rounded, also where the processor flushes denormals."""
     magnitude = (value.abs() * 2.0**149).clamp(max=2.0**23).int()
-    denormal = torch.where(value < 0, magnitude + -0x80000000, magnitude).view(torch.float32)
+    denormal = torch.where(value < 0, magnitude + _SIGN_BIT, magnitude).view(torch.float32)
     return torch.where(value.abs() < _FLT_MIN_NORMAL, denormal, value.float())
 
 

@@ -57,7 +57,7 @@ def build_program(name: str, compiler: native_build.Compiler) -> Path:
     return program
 
 
-@pytest.mark.parametrize(("name", "cases"), [("address", 250), ("thread", 40)])
+@pytest.mark.parametrize(("name", "cases"), [("address", 200), ("thread", 30)])
 def test_kernels_run_clean_and_equal(name: str, cases: int, tmp_path: Path) -> None:
     compiler = find_compiler(SANITIZERS[name], tmp_path)
     program = build_program(name, compiler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import re
 from collections.abc import Sequence
@@ -103,13 +104,21 @@ class Work(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What one sampler is to do again and again: `work` on float32 [batch, vocab] (or bfloat16, if it takes that)."""
+    """What one sampler is to do again and again.
+
+    Attributes:
+        work: its parameters.
+        batch, vocab, dtype: of the logits.
+        threads: how many it may use.
+        cold: whether the logits of each draw are out of the first caches when it begins (see `cool`).
+    """
 
     work: Work
     batch: int
     vocab: int
     threads: int
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype
+    cold: bool
 
 
 class Session(Protocol):
@@ -142,6 +151,21 @@ class Peer(Protocol):
 
     def start(self, job: Job) -> Session:
         """Make ready for a job. Raises NotServedError if it does not do this work."""
+
+
+@functools.cache
+def _elsewhere() -> Tensor:
+    return torch.zeros(4 * 2**20)
+
+
+def cool(job: Job) -> None:
+    """Read 16 MiB, several L2 caches, of other memory.
+
+    For a peer that copies the logits in `load`: the copy would be in the cache when it draws, which the others' logits
+    are not, because theirs are rotated.
+    """
+    if job.cold:
+        torch.sum(_elsewhere())
 
 
 def missing_package(package: str) -> str | None:

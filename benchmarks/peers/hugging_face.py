@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ class HuggingFaceSession:
             self.chain.append(TopPLogitsWarper(work.top_p))
         if work.min_p:
             self.chain.append(MinPLogitsWarper(work.min_p))
-        self.input_ids = torch.zeros(job.batch, 1, dtype=torch.int64)
+        self.input_ids = cast(torch.LongTensor, torch.zeros(job.batch, 1, dtype=torch.int64))
 
     def load(self, logits: Tensor) -> None:
         self.logits = logits

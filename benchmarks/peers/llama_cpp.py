@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import Job, missing_package, refuse_bfloat16, refuse_per_row
+from .base import Job, cool, missing_package, refuse_bfloat16, refuse_per_row
 
 # llama_token_data of llama.h.
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -20,6 +20,7 @@ _SEED = 1
 
 class LlamaCppSession:
     def __init__(self, job: Job) -> None:
+        self.job = job
         self.library = importlib.import_module("llama_cpp")
         self.threads = min(job.threads, job.batch)
         # A chain holds a random number generator, so every thread has its own.
@@ -39,7 +40,7 @@ class LlamaCppSession:
             links = [library.llama_sampler_init_greedy()]
         else:
             links = []
-            # First, as in Hugging Face's order: with llama.cpp's default, temperature last, top_p would keep another set.
+            # First, as elsewhere: with llama.cpp's default, temperature last, top_p would keep another set.
             if work.temperature != 1:
                 links.append(library.llama_sampler_init_temp(work.temperature))
             if work.top_k:
@@ -60,6 +61,7 @@ class LlamaCppSession:
         for row, candidates in zip(self.rows, self.candidates, strict=True):
             candidates.data, candidates.size = row, len(self.ids)
             candidates.selected, candidates.sorted = -1, False
+        cool(self.job)
 
     def draw(self) -> list[int]:
         if self.pool is None:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import Job, NotServedError, missing_package, refuse_bfloat16, refuse_per_row
+from .base import Job, NotServedError, cool, missing_package, refuse_bfloat16, refuse_per_row
 
 
 class OnnxRuntimeGenAISession:
     def __init__(self, job: Job) -> None:
+        self.job = job
         genai = importlib.import_module("onnxruntime_genai")
         self.folder = tempfile.TemporaryDirectory()  # removed with the session
         write_toy_model(Path(self.folder.name), job.vocab, job.threads)
@@ -40,6 +41,7 @@ class OnnxRuntimeGenAISession:
         self.generator.append_tokens(self.prompt)
         shape = self.generator.get_logits().shape
         self.generator.set_logits(logits.numpy().reshape(shape))
+        cool(self.job)
 
     def draw(self) -> Any:
         self.generator.generate_next_token()

@@ -1,0 +1,237 @@
+"""`fastsample bench`: how long sampling takes on this machine, beside a softmax, one read of the logits, and peers."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fastsample import backends, doctor
+
+from . import machine, markdown, memory, plot, report, rows
+from .check import WrongTokensError
+from .grid import DTYPES, PRESETS, Plan
+from .peers import PEERS
+from .peers.base import Work
+from .results import PeerStatus, Results, load, save
+from .run import Runner
+
+_MIB = 2**20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `fastsample bench`.
+
+    Args:
+        arguments: the command line without "fastsample bench"; None takes it from `sys.argv`.
+
+    Returns:
+        The exit status: 1 if fastsample drew a wrong token, or a file cannot be used; else 0, whatever the speed.
+    """
+    started = time.perf_counter()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    # A pipe or a file has no width of its own, and tables cut to 80 columns are of no use there.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    errors = Console(stderr=True)
+    if options.show:
+        try:
+            results = load(options.show)
+        except (OSError, ValueError) as error:
+            errors.print(f"[bold red]--show: {error}")
+            return 1
+    else:
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # not after ten minutes
+        try:
+            results = _measure(options, given, started, errors)
+        except (WrongTokensError, rows.NoRowsError) as error:
+            errors.print(f"[bold red]{error}")
+            return 1
+        save(results, options.out)
+        errors.print(f"wrote {options.out}")
+    return _show(results, options, console, errors)
+
+
+def _show(results: Results, options: argparse.Namespace, console: Console, errors: Console) -> int:
+    if options.markdown:
+        try:
+            print(markdown.table(results))
+        except ValueError as error:
+            errors.print(f"[bold red]--markdown: {error}")
+            return 1
+    else:
+        report.show(results, console)
+    picture = options.plot or (None if options.show else options.out.with_suffix(".png"))
+    if picture and results.measurements:
+        plot.save(results, picture)
+        errors.print(f"wrote {picture}")
+    return 0
+
+
+def _measure(options: argparse.Namespace, given: list[str], started: float, console: Console) -> Results:
+    plan = _plan(options)
+    load_average, busy = machine.busyness()
+    with console.status("checking this installation"):
+        examined = doctor.examine()
+    if not examined.healthy:
+        raise WrongTokensError("the backends disagree with the reference here: see fastsample doctor")
+    real = rows.RealLogits(options.real_logits or [file for file in (rows.REAL_LOGITS,) if file.exists()])
+    results = Results(
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        command=shlex.join(["fastsample", "bench", *given]),
+        machine=machine.describe(examined),
+        backend=options.backend,
+        budget_seconds=plan.seconds,
+        load_average=round(load_average, 2),
+        rotated_mib=options.rotate,
+        rows_made=_rows_made(plan, real),
+        peers={key: _status(key) for key in plan.peers},
+    )
+    if busy:
+        results.warnings.append(busy)
+        console.print(f"[bold yellow]WARNING: {busy}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Drawn between the settings only, since drawing takes time from what is measured.
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def on_setting(label: str, done: int, total: int) -> None:
+            progress.update(task, description=label, completed=done, total=total, refresh=True)
+
+        if plan.memory:
+            on_setting("peak extra memory", 0, 1)
+            for threads in plan.threads:
+                results.memory += memory.measure(threads)
+        try:
+            Runner(plan, results, real, int(options.rotate * _MIB), started).run(on_setting)
+        except KeyboardInterrupt:
+            results.warnings.append("the run was interrupted: what follows is what it had measured")
+    results.elapsed_seconds = round(time.perf_counter() - started, 1)
+    return results
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    """The preset with what the command line changes in it."""
+    plan = PRESETS["quick" if options.quick else options.preset]
+    changes: dict[str, Any] = {
+        name: tuple(dict.fromkeys(value))
+        for name, value in (
+            ("threads", options.threads),
+            ("vocabs", options.vocab),
+            ("batches", options.batch),
+            ("dtypes", options.dtype),
+            ("rows", options.rows),
+            ("works", options.work),
+        )
+        if value
+    }
+    if options.threads is None:
+        changes["threads"] = tuple(n for n in plan.threads if n <= machine.usable_cpus()) or (1,)
+    if options.rows:
+        changes["hurt"] = ()  # what is asked for, and nothing else
+    if options.memory is not None:
+        changes["memory"] = options.memory
+    if options.budget is not None:
+        changes["seconds"] = options.budget
+    peers = options.peers or ["all"]
+    changes["peers"] = tuple(PEERS) if "all" in peers else tuple(key for key in peers if key != "none")
+    changes["peers_everywhere"] = bool(options.peers)
+    return replace(plan, **changes)
+
+
+def _rows_made(plan: Plan, real: rows.RealLogits) -> dict[str, str]:
+    made = {}
+    if "real" in plan.rows:
+        for vocab in plan.vocabs:
+            try:
+                made[f"real logits, V {vocab}"] = real.describe(vocab)
+            except rows.NoRowsError as error:
+                made[f"real logits, V {vocab}"] = f"none: {error}"
+    return made
+
+
+def _status(key: str) -> PeerStatus:
+    peer = PEERS[key]
+    missing = peer.missing()
+    version = None if missing else importlib.metadata.version(peer.package)
+    return PeerStatus(peer.label, version, peer.note, missing)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastsample bench",
+        description=__doc__,
+        epilog="Without options: the full grid in 10 minutes, with every peer that is installed (make peers) at the "
+        "shapes of the goals. Peers that are named run everywhere.",
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="full", help="what to measure (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="the preset quick: one minute")
+    parser.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="of torch")
+    parser.add_argument("--vocab", type=_positive, nargs="+", metavar="V", help="tokens in a row")
+    parser.add_argument("--batch", type=_positive, nargs="+", metavar="B", help="rows in a batch")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="of the logits")
+    parser.add_argument(
+        "--rows",
+        type=_checked(rows.check_kind),
+        nargs="+",
+        metavar="KIND",
+        help=f"real, normal-1, gumbel-0.1, or made to hurt: {', '.join(rows.HURT)}",
+    )
+    parser.add_argument(
+        "--work",
+        type=_checked(Work.parse),
+        nargs="+",
+        metavar="WORK",
+        help="greedy, plain, or filters such as k50-p0.9 and t0.8-m0.05",
+    )
+    parser.add_argument("--peers", choices=[*PEERS, "all", "none"], nargs="+", help="to compare with")
+    parser.add_argument("--budget", type=_positive, metavar="SECONDS", help="for the whole run")
+    parser.add_argument("--backend", choices=_backends(), default="auto", help="of fastsample")
+    parser.add_argument(
+        "--rotate",
+        type=int,
+        default=64,
+        metavar="MIB",
+        help="memory that the inputs of a setting go round in, at least (default: %(default)s, past the L2 cache; "
+        "an L3 cache may hold them, as it holds what a model has just written; 0 takes the same batch again and again)",
+    )
+    parser.add_argument("--real-logits", type=Path, nargs="+", metavar="FILE", help=".npz with an array 'logits'")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=None, help="measure memory as well")
+    parser.add_argument("--out", type=Path, default=Path("fastsample-bench.json"), metavar="FILE", help="JSON to write")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG to write (default: beside the JSON)")
+    parser.add_argument("--markdown", action="store_true", help="print the README's table instead of everything")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show what was written before")
+    return parser
+
+
+def _backends() -> list[str]:
+    return ["auto", *(name for name, status in backends().items() if status.usable)]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`parse` with its own message, which argparse shows only of its own errors."""
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
