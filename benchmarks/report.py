@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import rows
 from .grid import GOAL_VOCAB
@@ -49,8 +50,8 @@ def notes(results: Results) -> Iterator[str]:
     inputs = f"rotated over at least {results.rotated_mib} MiB or two batches" if results.rotated_mib else "not rotated"
     checked = sum(one.tokens_checked for one in results.measurements)
     yield (
-        f"Medians; contestants by turns; inputs {inputs} (caches: {results.machine['caches']}); fastsample with backend "
-        f"{results.backend!r}, after {checked} of its tokens were compared with the reference's."
+        f"Medians; contestants by turns; inputs {inputs} (caches: {results.machine['caches']}); fastsample with "
+        f"backend {results.backend!r}, after {checked} of its tokens were compared with the reference's."
     )
     for kind, made in results.rows_made.items():
         yield f"{kind}: {made}"
@@ -97,7 +98,7 @@ def _machine_table(results: Results) -> Table:
         "load average before": f"{results.load_average:.2f}",
     }
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # brackets in it are no markup
     return table
 
 

@@ -18,9 +18,9 @@ enum class Order : int64_t { kTopKFirst = 0, kMinPFirst = 1, kJoint = 2 };
 
 // Law section 1. The polynomial 2^f on [0, 1], constant term first.
 constexpr float kLog2E = 0x1.715476p+0f;
-constexpr float kPolynomial[6] = {0x1.0p+0f,       0x1.62e4c8p-1f, 0x1.ebd8a0p-3f,
+constexpr float kPolynomial[6] = {0x1.0p+0f,      0x1.62e4c8p-1f, 0x1.ebd8a0p-3f,
                                   0x1.c94440p-5f, 0x1.269df0p-7f, 0x1.eca6f0p-10f};
-constexpr int kWeightBits = 40;           // the largest weight of a row of logits is 2^40
+constexpr int kWeightBits = 40;            // the largest weight of a row of logits is 2^40
 constexpr float kLowestExponent = -40.0f;  // below it every weight is 0
 constexpr uint64_t kLargestWeight = uint64_t{1} << kWeightBits;
 constexpr float kFloatMax = 0x1.fffffep+127f;
@@ -121,7 +121,8 @@ FASTSAMPLE_FUNCTION PhiloxWords philox(uint64_t seed, uint64_t offset, uint32_t 
     key[0] += 0x9E3779B9u;
     key[1] += 0xBB67AE85u;
   }
-  return {{counter[0] | (static_cast<uint64_t>(counter[1]) << 32), counter[2] | (static_cast<uint64_t>(counter[3]) << 32)}};
+  return {
+      {counter[0] | (static_cast<uint64_t>(counter[1]) << 32), counter[2] | (static_cast<uint64_t>(counter[3]) << 32)}};
 }
 
 }  // namespace fastsample

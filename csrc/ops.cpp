@@ -35,8 +35,12 @@ Batch batch_of(const Tensor& logits) {
     bytes = 2;
   }
   STD_TORCH_CHECK(logits.size(1) > 0, "logits: the vocabulary is empty");
-  return {static_cast<const char*>(logits.const_data_ptr()), logits.size(0), logits.stride(0) * bytes, logits.stride(1),
-          logits.size(1), dtype};
+  return {static_cast<const char*>(logits.const_data_ptr()),
+          logits.size(0),
+          logits.stride(0) * bytes,
+          logits.stride(1),
+          logits.size(1),
+          dtype};
 }
 
 template <class T>
@@ -60,15 +64,15 @@ PerRow<int64_t> per_row_int(const char* name, int64_t value, const std::optional
 }
 
 // The arguments that every operator shares, in schema order, as one parameter pack: named here and nowhere else.
-#define FASTSAMPLE_FILTERS                                                                                     \
-  double temperature, const std::optional<Tensor>&temperature_rows, int64_t top_k,                             \
+#define FASTSAMPLE_FILTERS                                                                                        \
+  double temperature, const std::optional<Tensor>&temperature_rows, int64_t top_k,                                \
       const std::optional<Tensor>&top_k_rows, double top_p, const std::optional<Tensor>&top_p_rows, double min_p, \
       const std::optional<Tensor>&min_p_rows, int64_t order
-#define FASTSAMPLE_BATCH_FILTERS(batch, probabilities)                                                          \
-  BatchFilters {                                                                                                \
-    per_row_float("temperature", temperature, temperature_rows, batch), per_row_int("top_k", top_k, top_k_rows, batch), \
-        per_row_float("top_p", top_p, top_p_rows, batch), per_row_float("min_p", min_p, min_p_rows, batch),     \
-        static_cast<Order>(order), probabilities                                                                \
+#define FASTSAMPLE_BATCH_FILTERS(batch, probabilities)                                                    \
+  BatchFilters {                                                                                          \
+    per_row_float("temperature", temperature, temperature_rows, batch),                                   \
+        per_row_int("top_k", top_k, top_k_rows, batch), per_row_float("top_p", top_p, top_p_rows, batch), \
+        per_row_float("min_p", min_p, min_p_rows, batch), static_cast<Order>(order), probabilities        \
   }
 
 void sample_cpu(Tensor out, const Tensor& logits, const std::optional<Tensor>& indices, FASTSAMPLE_FILTERS,
@@ -113,9 +117,9 @@ Tensor filtered_probs_cpu(const Tensor& logits, FASTSAMPLE_FILTERS) {
 
 Tensor log_probs_cpu(const Tensor& logits, const Tensor& tokens, FASTSAMPLE_FILTERS) {
   const Batch batch = batch_of(logits);
-  STD_TORCH_CHECK(tokens.is_cpu() && tokens.scalar_type() == ScalarType::Long && tokens.dim() == 2 &&
-                      tokens.size(0) == batch.rows,
-                  "tokens: expected an int64 CPU tensor [", batch.rows, ", n]");
+  STD_TORCH_CHECK(
+      tokens.is_cpu() && tokens.scalar_type() == ScalarType::Long && tokens.dim() == 2 && tokens.size(0) == batch.rows,
+      "tokens: expected an int64 CPU tensor [", batch.rows, ", n]");
   Tensor out = torch::stable::new_empty(logits, {batch.rows, tokens.size(1)}, ScalarType::Float);
   log_probs(batch, FASTSAMPLE_BATCH_FILTERS(batch.rows, false), static_cast<const int64_t*>(tokens.const_data_ptr()),
             tokens.stride(0), tokens.stride(1), tokens.size(1), static_cast<float*>(out.mutable_data_ptr()),
@@ -123,7 +127,9 @@ Tensor log_probs_cpu(const Tensor& logits, const Tensor& tokens, FASTSAMPLE_FILT
   return out;
 }
 
-int64_t cpu_instruction_set(int64_t level) { return static_cast<int64_t>(cap_instruction_set(level)); }
+int64_t cpu_instruction_set(int64_t level) {
+  return static_cast<int64_t>(cap_instruction_set(level));
+}
 
 }  // namespace
 }  // namespace fastsample::cpu

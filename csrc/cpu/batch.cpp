@@ -129,8 +129,8 @@ void sample(const Batch& batch, const int64_t* indices, int64_t indices_stride, 
       for (int64_t i = 0; i < out.count; ++i) tokens[i * out.stride] = -1;
       return;
     }
-    const auto stream = static_cast<uint64_t>(randomness.stream[row]) +
-                        (randomness.stream_per_row ? static_cast<uint64_t>(row) : 0);
+    const auto stream =
+        static_cast<uint64_t>(randomness.stream[row]) + (randomness.stream_per_row ? static_cast<uint64_t>(row) : 0);
     const Draws draws{static_cast<uint64_t>(randomness.seed[row]),
                       static_cast<uint64_t>(randomness.offset[row]),
                       static_cast<uint32_t>(stream),

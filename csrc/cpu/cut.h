@@ -11,7 +11,8 @@ enum class Measure { kCount, kMass };
 inline int64_t place_of(const Candidates& candidates, int64_t end) {
   int64_t place = 0;
   for (int64_t step = kCandidateCapacity; step > 0; step /= 2)
-    if (place + step <= candidates.size && static_cast<int64_t>(candidates.index[place + step - 1]) < end) place += step;
+    if (place + step <= candidates.size && static_cast<int64_t>(candidates.index[place + step - 1]) < end)
+      place += step;
   return place;
 }
 
@@ -19,15 +20,16 @@ inline int64_t place_of(const Candidates& candidates, int64_t end) {
 inline void keep(Candidates& candidates, Cut cut, Candidates& other) {
   const ContiguousRow<float> row{candidates.logit, candidates.size};
   other.size = 0;
-  for_each_stretch({cut.logit, place_of(candidates, cut.end)}, 0, candidates.size, [&](int64_t begin, int64_t end, float least) {
-    const F bound = Simd::set(least);
-    for_each_vector(row, begin, end, [&](F x, int64_t at) {
-      const M chosen = Simd::greater_equal(x, bound);
-      if (!Simd::any(chosen)) return;
-      Simd::store_chosen(chosen, x, other.logit + other.size, candidates.index + at, other.index + other.size);
-      other.size += Simd::count(chosen);
-    });
-  });
+  for_each_stretch(
+      {cut.logit, place_of(candidates, cut.end)}, 0, candidates.size, [&](int64_t begin, int64_t end, float least) {
+        const F bound = Simd::set(least);
+        for_each_vector(row, begin, end, [&](F x, int64_t at) {
+          const M chosen = Simd::greater_equal(x, bound);
+          if (!Simd::any(chosen)) return;
+          Simd::store_chosen(chosen, x, other.logit + other.size, candidates.index + at, other.index + other.size);
+          other.size += Simd::count(chosen);
+        });
+      });
   const Candidates kept = other;
   other = candidates;
   candidates = kept;
@@ -48,21 +50,22 @@ inline void add_to_chunks(const Candidates& candidates, const Weight& weight, Cu
   const ContiguousRow<float> row{candidates.logit, candidates.size};
   int64_t chunk = 0, chunk_end = chunks.end(0);
   uint64_t sum = 0;
-  for_each_stretch({cut.logit, place_of(candidates, cut.end)}, 0, row.size, [&](int64_t begin, int64_t end, float least) {
-    const F bound = Simd::set(least);
-    for_each_vector(row, begin, end, [&](F x, int64_t at) {
-      uint64_t weights[kWidth];
-      Simd::store(weights, Simd::add_where(Simd::greater_equal(x, bound), Simd::zero(), weight(x)));
-      for (int64_t lane = 0; lane < kWidth && at + lane < end; ++lane) {
-        while (static_cast<int64_t>(candidates.index[at + lane]) >= chunk_end) {
-          chunk_sum[chunk] += sum;
-          sum = 0;
-          chunk_end = chunks.end(++chunk);
-        }
-        sum += weights[lane];
-      }
-    });
-  });
+  for_each_stretch({cut.logit, place_of(candidates, cut.end)}, 0, row.size,
+                   [&](int64_t begin, int64_t end, float least) {
+                     const F bound = Simd::set(least);
+                     for_each_vector(row, begin, end, [&](F x, int64_t at) {
+                       uint64_t weights[kWidth];
+                       Simd::store(weights, Simd::add_where(Simd::greater_equal(x, bound), Simd::zero(), weight(x)));
+                       for (int64_t lane = 0; lane < kWidth && at + lane < end; ++lane) {
+                         while (static_cast<int64_t>(candidates.index[at + lane]) >= chunk_end) {
+                           chunk_sum[chunk] += sum;
+                           sum = 0;
+                           chunk_end = chunks.end(++chunk);
+                         }
+                         sum += weights[lane];
+                       }
+                     });
+                   });
   chunk_sum[chunk] += sum;
 }
 
@@ -72,7 +75,8 @@ inline uint64_t measure_of(const Weight& weight, float x) {
 }
 
 // The cut among candidates: the shortest prefix of their ranking that measures at least `target`. Where all of them
-// together do not, its end is -1. Quickselect by vector compression, which keeps index order, until few enough remain to be sorted.
+// together do not, its end is -1. Quickselect by vector compression, which keeps index order, until few enough remain
+// to be sorted.
 template <Measure kMeasure, class Weight>
 inline Cut cut_candidates(const Candidates& all, const Weight& weight, Bracket bracket, uint64_t target,
                           Candidates& work) {
@@ -91,21 +95,19 @@ inline Cut cut_candidates(const Candidates& all, const Weight& weight, Bracket b
     uint64_t upper = 0;
     if (kMeasure == Measure::kMass) {
       U sum = Simd::zero();
-      for_each_vector(row, 0, size, [&](F x, int64_t) {
-        sum = Simd::add_where(Simd::greater(x, bound), sum, weight(x));
-      });
+      for_each_vector(row, 0, size,
+                      [&](F x, int64_t) { sum = Simd::add_where(Simd::greater(x, bound), sum, weight(x)); });
       upper = Simd::sum(sum);
     } else {
-      for_each_vector(row, 0, size, [&](F x, int64_t) {
-        upper += static_cast<uint64_t>(Simd::count(Simd::greater(x, bound)));
-      });
+      for_each_vector(row, 0, size,
+                      [&](F x, int64_t) { upper += static_cast<uint64_t>(Simd::count(Simd::greater(x, bound))); });
     }
     const bool take_upper = above + upper >= target;
     int64_t chosen_size = 0;
     for_each_vector(row, 0, size, [&](F x, int64_t at) {
       // A tail's padding is -inf, below every candidate.
-      const M chosen = take_upper ? Simd::greater(x, bound) : Simd::but_not(Simd::greater_equal(x, lowest),
-                                                                             Simd::greater(x, bound));
+      const M chosen =
+          take_upper ? Simd::greater(x, bound) : Simd::but_not(Simd::greater_equal(x, lowest), Simd::greater(x, bound));
       if (!Simd::any(chosen)) return;
       Simd::store_chosen(chosen, x, work.logit + chosen_size, index + at, work.index + chosen_size);
       chosen_size += Simd::count(chosen);
@@ -177,7 +179,8 @@ inline int64_t end_of_ties(const Row& row, const Chunks& chunks, Cut base, float
 }
 
 // The cut of a whole row with nothing assumed: histograms of the measure over the ordered bit patterns, 11 bits a
-// sweep, until the tokens of one bucket fit the candidates or are all equal. What a wrong guess costs, at most 3 sweeps.
+// sweep, until the tokens of one bucket fit the candidates or are all equal. What a wrong guess costs, at most 3
+// sweeps.
 template <Measure kMeasure, class Row, class Weight>
 inline Cut exact_cut(const Row& row, const Chunks& chunks, const Weight& weight, Cut base, float most, uint64_t target,
                      const float* chunk_maximum, RowScratch& scratch) {

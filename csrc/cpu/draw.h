@@ -25,8 +25,7 @@ struct Survivors {
     for_each_stretch(cut, begin, end, [&](int64_t first, int64_t last, float least) {
       const F bound = Simd::set(least);
       for_each_vector(row, first, last, [&](F x, int64_t at) {
-        Simd::store(weights + (at - begin),
-                    Simd::add_where(Simd::greater_equal(x, bound), Simd::zero(), weight(x)));
+        Simd::store(weights + (at - begin), Simd::add_where(Simd::greater_equal(x, bound), Simd::zero(), weight(x)));
       });
     });
     if (!draws.replacement)

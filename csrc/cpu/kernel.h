@@ -106,13 +106,14 @@ struct Selection {
       keep(candidates, next, scratch.work);
     };
     if (by_k() && candidates.size >= filters.top_k)
-      narrow(cut_candidates<Measure::kCount>(candidates, weight, {bound, most},
-                                             static_cast<uint64_t>(filters.top_k), scratch.work));
+      narrow(cut_candidates<Measure::kCount>(candidates, weight, {bound, most}, static_cast<uint64_t>(filters.top_k),
+                                             scratch.work));
     if (by_p()) {
       const uint64_t mass = mass_of(candidates, weight);
       const uint64_t base = base_is_everything() ? weigh_kept(everything()) : mass;
       const uint64_t target = mass_bound(filters.top_p, base);
-      if (mass >= target) narrow(cut_candidates<Measure::kMass>(candidates, weight, {bound, most}, target, scratch.work));
+      if (mass >= target)
+        narrow(cut_candidates<Measure::kMass>(candidates, weight, {bound, most}, target, scratch.work));
     }
     if (by_m() && !floor_before_top_p) narrow(floor);
     return {cut, true, false};
@@ -122,8 +123,8 @@ struct Selection {
   Kept select_in_row(Cut floor) const {
     Cut top_k = everything();
     if (by_k())
-      top_k = exact_cut<Measure::kCount>(row, chunks, weight, everything(), most,
-                                         static_cast<uint64_t>(filters.top_k), scratch.chunk_maximum, scratch);
+      top_k = exact_cut<Measure::kCount>(row, chunks, weight, everything(), most, static_cast<uint64_t>(filters.top_k),
+                                         scratch.chunk_maximum, scratch);
     const Cut both = tighter(top_k, floor);
     if (!by_p()) return {both, false, false};
     const Cut base = base_is_everything() ? everything() : filters.order == Order::kMinPFirst ? both : top_k;
@@ -175,8 +176,8 @@ struct Selection {
     return Simd::horizontal_sum(sum) > 0.1 * all.mass;
   }
 
-  // The row's largest tokens, 128 or a quarter as many as it has chunks, and their mass. On the peaked rows of real models
-  // they are often all that top_p keeps.
+  // The row's largest tokens, 128 or a quarter as many as it has chunks, and their mass. On the peaked rows of real
+  // models they are often all that top_p keeps.
   Candidates& gather_head(Head& head) const {
     const int64_t size = chunks.count / 4 < 128 ? chunks.count / 4 : 128;
     head.logit = bound_of_chunk_maxima(scratch.chunk_maximum, chunks.count, size, most);
@@ -214,8 +215,8 @@ struct Selection {
       const uint64_t each = weight_of(weight, bracket.low);
       if (each == 0) return missed;
       const int64_t needed = static_cast<int64_t>((target - above + each - 1) / each);
-      const int64_t end = end_of_ties(row, chunks, base, bracket.low, needed, each, scratch.chunk_maximum,
-                                      scratch.chunk_sum);
+      const int64_t end =
+          end_of_ties(row, chunks, base, bracket.low, needed, each, scratch.chunk_maximum, scratch.chunk_sum);
       return end < 0 ? missed : Kept{{bracket.low, end}, false, true};
     }
     Candidates& candidates = concatenate(scratch, team.parts);
@@ -304,7 +305,7 @@ void sample_row(const Row& row, const Filters& filters, const Draws& draws, RowS
       const Cut all{-kFloatMax, list.size};
       weigh_chunks(list, list_chunks, 0, list_chunks.count, weight, all, nullptr, scratch.chunk_sum);
       draw(Survivors<ContiguousRow<float>, std::decay_t<decltype(weight)>>{list, candidates.index, list_chunks, weight,
-                                                                            all, scratch.chunk_sum},
+                                                                           all, scratch.chunk_sum},
            draws);
     } else {
       if (!kept.sums_ready) selection.weigh_kept(kept.cut);
@@ -362,7 +363,9 @@ void filter_logits_row(const Row& row, const Element* in, int64_t in_stride, Ele
 }
 
 // Law section 5: fl(1 / fl(Z * 2^-40)), and the probability of a token from 2^40 * 2^d.
-inline float reciprocal_mass(uint64_t total) { return 1.0f / (static_cast<float>(total) * 0x1p-40f); }
+inline float reciprocal_mass(uint64_t total) {
+  return 1.0f / (static_cast<float>(total) * 0x1p-40f);
+}
 
 FASTSAMPLE_INLINE F scaled_probability(const LogitWeight& weight, F x, M& counts) {
   const F d = weight.exponent(x);
@@ -393,8 +396,12 @@ void filtered_probs_row(const Row& row, const Filters& filters, float* out, RowS
     for (int64_t i = 0; i < row.size; ++i) out[i] = __builtin_nanf("");
 }
 
-inline float exponent_of(const LogitWeight& weight, float x) { return (x - weight.most) * weight.scale; }
-inline float exponent_of(const SpecialWeight&, float x) { return x == kInfinity ? 0.0f : -kInfinity; }
+inline float exponent_of(const LogitWeight& weight, float x) {
+  return (x - weight.most) * weight.scale;
+}
+inline float exponent_of(const SpecialWeight&, float x) {
+  return x == kInfinity ? 0.0f : -kInfinity;
+}
 
 template <class Row>
 void log_probs_row(const Row& row, const Filters& filters, const int64_t* tokens, int64_t tokens_stride, int64_t count,
@@ -457,9 +464,8 @@ constexpr Kernels kKernels = {
     },
     [](const RowView& view, const Filters& filters, const int64_t* tokens, int64_t tokens_stride, int64_t count,
        float* out, RowScratch& scratch, const Team& team) {
-      with_row(view, [&](const auto& row) {
-        log_probs_row(row, filters, tokens, tokens_stride, count, out, scratch, team);
-      });
+      with_row(view,
+               [&](const auto& row) { log_probs_row(row, filters, tokens, tokens_stride, count, out, scratch, team); });
     },
 };
 

@@ -10,7 +10,9 @@ using M = Simd::M;
 using U = Simd::U;
 constexpr int kWidth = Simd::kWidth;
 
-FASTSAMPLE_INLINE F load_vector(const float* p) { return Simd::load(p); }
+FASTSAMPLE_INLINE F load_vector(const float* p) {
+  return Simd::load(p);
+}
 
 struct BFloat16 {
   uint16_t bits;
@@ -18,8 +20,12 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
-FASTSAMPLE_INLINE F load_vector(const BFloat16* p) { return Simd::load_bfloat16(reinterpret_cast<const uint16_t*>(p)); }
-FASTSAMPLE_INLINE F load_vector(const Float16* p) { return Simd::load_float16(reinterpret_cast<const uint16_t*>(p)); }
+FASTSAMPLE_INLINE F load_vector(const BFloat16* p) {
+  return Simd::load_bfloat16(reinterpret_cast<const uint16_t*>(p));
+}
+FASTSAMPLE_INLINE F load_vector(const Float16* p) {
+  return Simd::load_float16(reinterpret_cast<const uint16_t*>(p));
+}
 
 // Tokens next to each other in memory: rows as models write them, and gathered candidates.
 template <class Element>
@@ -90,7 +96,7 @@ FASTSAMPLE_INLINE void for_each_vector(const Row& row, int64_t begin, int64_t en
 
 // The row's chunks, and the share of them that a part of a team works on.
 struct Chunks {
-  int64_t size;   // tokens per chunk
+  int64_t size;  // tokens per chunk
   int64_t count;
   int64_t tokens;
 

@@ -45,7 +45,9 @@ struct Simd {
   // b where a is NaN
   FASTSAMPLE_INLINE static F max(F a, F b) { return _mm256_max_ps(a, b); }
   FASTSAMPLE_INLINE static F min(F a, F b) { return _mm256_min_ps(a, b); }
-  FASTSAMPLE_INLINE static F add_where(M m, F a, F b) { return _mm256_add_ps(a, _mm256_and_ps(m, b)); }  // a + (m ? b : 0)
+  FASTSAMPLE_INLINE static F add_where(M m, F a, F b) {
+    return _mm256_add_ps(a, _mm256_and_ps(m, b));
+  }  // a + (m ? b : 0)
   struct Floor {
     F value;
     __m256i exponent;  // floor(x) in the place of a float's exponent
@@ -91,14 +93,16 @@ struct Simd {
   // y below 1 shifts by more than 40 bits, which leaves nothing of the 41.
   FASTSAMPLE_INLINE static U truncate(F y) {
     const __m256i bits = _mm256_castps_si256(y);
-    const __m256i significand = _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFF)),
-                                                _mm256_set1_epi32(0x800000));
+    const __m256i significand =
+        _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFF)), _mm256_set1_epi32(0x800000));
     const __m256i shift = _mm256_sub_epi32(_mm256_set1_epi32(127 + 40), _mm256_srli_epi32(bits, 23));
     return {shifted(_mm256_castsi256_si128(significand), _mm256_castsi256_si128(shift)),
             shifted(_mm256_extracti128_si256(significand, 1), _mm256_extracti128_si256(shift, 1))};
   }
   FASTSAMPLE_INLINE static U zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  FASTSAMPLE_INLINE static U add(U a, U b) { return {_mm256_add_epi64(a.low, b.low), _mm256_add_epi64(a.high, b.high)}; }
+  FASTSAMPLE_INLINE static U add(U a, U b) {
+    return {_mm256_add_epi64(a.low, b.low), _mm256_add_epi64(a.high, b.high)};
+  }
   FASTSAMPLE_INLINE static U add_where(M m, U a, U b) {  // a + (m ? b : 0)
     const __m256i mask = _mm256_castps_si256(m);
     const __m256i low = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(mask));

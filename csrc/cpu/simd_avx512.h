@@ -70,12 +70,16 @@ struct Simd {
     return {_mm512_cvttps_epu64(_mm512_castps512_ps256(y)), _mm512_cvttps_epu64(_mm512_extractf32x8_ps(y, 1))};
   }
   FASTSAMPLE_INLINE static U zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
-  FASTSAMPLE_INLINE static U add(U a, U b) { return {_mm512_add_epi64(a.low, b.low), _mm512_add_epi64(a.high, b.high)}; }
+  FASTSAMPLE_INLINE static U add(U a, U b) {
+    return {_mm512_add_epi64(a.low, b.low), _mm512_add_epi64(a.high, b.high)};
+  }
   FASTSAMPLE_INLINE static U add_where(M m, U a, U b) {  // a + (m ? b : 0)
     return {_mm512_mask_add_epi64(a.low, static_cast<__mmask8>(m), a.low, b.low),
             _mm512_mask_add_epi64(a.high, static_cast<__mmask8>(m >> 8), a.high, b.high)};
   }
-  FASTSAMPLE_INLINE static uint64_t sum(U a) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(a.low, a.high))); }
+  FASTSAMPLE_INLINE static uint64_t sum(U a) {
+    return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(a.low, a.high)));
+  }
   FASTSAMPLE_INLINE static void store(uint64_t* p, U a) {
     _mm512_storeu_si512(p, a.low);
     _mm512_storeu_si512(p + 8, a.high);

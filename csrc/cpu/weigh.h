@@ -60,8 +60,7 @@ struct SpecialWeight {
   }
 
   FASTSAMPLE_INLINE F scaled(F x) const {
-    if (infinite)
-      return Simd::select(Simd::equal(x, Simd::set(kInfinity)), Simd::set(0x1p40f), Simd::set(0.0f));
+    if (infinite) return Simd::select(Simd::equal(x, Simd::set(kInfinity)), Simd::set(0x1p40f), Simd::set(0.0f));
     return Simd::mul(Simd::mul(x, Simd::set(scale0)), Simd::set(scale1));
   }
 
@@ -95,7 +94,9 @@ inline float smallest_reaching(const Weight& weight, uint64_t least, float most)
 }
 
 // Above +inf comes NaN, which no logit reaches.
-inline float next_above(float x) { return order_key_float(order_key(x) + 1); }
+inline float next_above(float x) {
+  return order_key_float(order_key(x) + 1);
+}
 
 // Calls body(begin, end, least) for the one or two stretches of tokens [begin, end) in which a cut keeps exactly the
 // logits that are at least `least`: ties at the cut count before cut.end and not from it on.
@@ -124,9 +125,8 @@ inline uint64_t weigh_chunks(const Row& row, const Chunks& chunks, int64_t first
           for_each_vector(row, begin, end, [&](F x, int64_t) { acc = Simd::add(acc, weight(x)); });
         } else {
           const F bound = Simd::set(least);
-          for_each_vector(row, begin, end, [&](F x, int64_t) {
-            acc = Simd::add_where(Simd::greater_equal(x, bound), acc, weight(x));
-          });
+          for_each_vector(row, begin, end,
+                          [&](F x, int64_t) { acc = Simd::add_where(Simd::greater_equal(x, bound), acc, weight(x)); });
         }
         sum += Simd::sum(acc);
       });
