@@ -48,15 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             results = load(options.show)
         except (OSError, ValueError) as error:
-            errors.print(f"[bold red]--show: {error}")
-            return 1
+            return _failed(errors, f"--show: {error}")
     else:
-        options.out.parent.mkdir(parents=True, exist_ok=True)  # not after ten minutes
         try:
+            options.out.parent.mkdir(parents=True, exist_ok=True)  # not after ten minutes
             results = _measure(options, given, started, errors)
-        except (WrongTokensError, rows.NoRowsError) as error:
-            errors.print(f"[bold red]{error}")
-            return 1
+        except (OSError, WrongTokensError, rows.NoRowsError) as error:
+            return _failed(errors, str(error))
         save(results, options.out)
         errors.print(f"wrote {options.out}")
     return _show(results, options, console, errors)
@@ -67,8 +65,7 @@ def _show(results: Results, options: argparse.Namespace, console: Console, error
         try:
             print(markdown.table(results))
         except ValueError as error:
-            errors.print(f"[bold red]--markdown: {error}")
-            return 1
+            return _failed(errors, f"--markdown: {error}")
     else:
         report.show(results, console)
     picture = options.plot or (None if options.show else options.out.with_suffix(".png"))
@@ -78,9 +75,14 @@ def _show(results: Results, options: argparse.Namespace, console: Console, error
     return 0
 
 
+def _failed(errors: Console, message: str) -> int:
+    errors.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    return 1
+
+
 def _measure(options: argparse.Namespace, given: list[str], started: float, console: Console) -> Results:
     plan = _plan(options)
-    load_average, busy = machine.busyness()
+    load_average, used_by_others, busy = machine.busyness()
     with console.status("checking this installation"):
         examined = doctor.examine()
     if not examined.healthy:
@@ -93,6 +95,7 @@ def _measure(options: argparse.Namespace, given: list[str], started: float, cons
         backend=options.backend,
         budget_seconds=plan.seconds,
         load_average=round(load_average, 2),
+        used_by_others=round(used_by_others, 3),
         rotated_mib=options.rotate,
         rows_made=_rows_made(plan, real),
         peers={key: _status(key) for key in plan.peers},
@@ -111,7 +114,10 @@ def _measure(options: argparse.Namespace, given: list[str], started: float, cons
         if plan.memory:
             on_setting("peak extra memory", 0, 1)
             for threads in plan.threads:
-                results.memory += memory.measure(threads)
+                try:
+                    results.memory += memory.measure(threads)
+                except RuntimeError as error:
+                    results.skipped.append(str(error))
         try:
             Runner(plan, results, real, int(options.rotate * _MIB), started).run(on_setting)
         except KeyboardInterrupt:

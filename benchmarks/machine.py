@@ -55,6 +55,8 @@ def caches() -> str | None:
 
 def commit() -> str | None:
     """The commit of the source tree, with "+ changes" if there are any; None outside a checkout."""
+    if not (_TREE / "pyproject.toml").exists():  # installed, perhaps inside somebody else's checkout
+        return None
     git = ["git", "-C", str(_TREE)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -66,16 +68,15 @@ def commit() -> str | None:
     return head.stdout.strip()[:12] + (" + changes" if changes.stdout.strip() else "")
 
 
-def busyness() -> tuple[float, str | None]:
-    """The load average of the last minute, and a warning if other work was running at the time."""
+def busyness() -> tuple[float, float, str | None]:
+    """The load average of the last minute, the share of the CPUs that others use now, and a warning if they do."""
     load = os.getloadavg()[0]
-    # This process has been importing and checking for some seconds itself, which shows as a few tenths.
-    if load < 0.7:
-        return load, None
-    return load, (
-        f"the machine was busy when the run began (load average {load:.1f} on {usable_cpus()} CPUs): "
-        "times and ratios are not to be trusted"
+    others = psutil.cpu_percent(interval=0.5) / 100  # while this process sleeps
+    warning = (
+        f"the machine was busy when the run began (others took {others:.0%} of its {usable_cpus()} CPUs, load average "
+        f"{load:.1f}): times and ratios are not to be trusted"
     )
+    return load, others, warning if others >= 0.1 else None
 
 
 def fits(bytes_needed: int) -> bool:

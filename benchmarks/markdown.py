@@ -48,10 +48,9 @@ def table(results: Results) -> str:
 def _rows_of_table(here: list[Measurement]) -> Iterator[tuple[str, list[Measurement]]]:
     """With top_p alone the time depends on the rows, so each kind is shown; else the real rows, or what there is."""
     works = list(dict.fromkeys(one.work for one in here))
-    kinds = list(dict.fromkeys(one.setting.rows for one in here))
-    usual = "real" if "real" in kinds else kinds[0]
+    kinds = sorted({one.setting.rows for one in here}, key=lambda kind: (kind != "real", kind))
     for work in works:
-        for kind in kinds if work.top_p < 1 and not work.top_k else [usual]:
+        for kind in kinds if work.top_p < 1 and not work.top_k else kinds[:1]:
             group = [one for one in here if one.work == work and one.setting.rows == kind]
             if group:
                 yield rows.label(kind), group

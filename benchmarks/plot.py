@@ -54,8 +54,8 @@ def _time_over_batch(results: Results, axes: Axes) -> None:
         )
     line = [one for one in chosen if one.work == chosen[0].work]
     batches = [one.setting.batch for one in line]
-    axes.plot(batches, [one.softmax.median for one in line], "k--", label="torch.softmax(out=...)")
-    axes.plot(batches, [one.one_read.median for one in line], "k:", label="floor: one read (torch.sum)")
+    axes.plot(batches, [one.softmax.median for one in line], "k.--", label="torch.softmax(out=...)")
+    axes.plot(batches, [one.one_read.median for one in line], "k.:", label="floor: one read (torch.sum)")
     axes.set(
         xscale="log",
         yscale="log",

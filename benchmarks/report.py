@@ -64,7 +64,8 @@ def notes(results: Results) -> Iterator[str]:
 
 def verdict(results: Results) -> Iterator[str]:
     """The goals that are met, as numbers, and those that are not, by name."""
-    judged = [one for one in results.measurements if one.met is not None]
+    measurements = sorted(results.measurements, key=_in_order)
+    judged = [one for one in measurements if one.met is not None]
     if judged:
         yield f"goals against softmax: {sum(bool(one.met) for one in judged)} of {len(judged)} met"
     for one in judged:
@@ -73,7 +74,7 @@ def verdict(results: Results) -> Iterator[str]:
                 f"  not met: {one.work.label}, {one.setting.label}: {ratio(one.ratio_to_softmax)} of x, "
                 f"goal {one.goal:g} (the floor is {ratio(one.one_read.median / one.softmax.median)})"
             )
-    against = [(one, key, least) for one in results.measurements for key, least in one.peer_goals.items()]
+    against = [(one, key, least) for one in measurements for key, least in one.peer_goals.items()]
     met = [one.speedup(key) >= least for one, key, least in against]
     if against:
         yield f"goals against peers: {sum(met)} of {len(met)} met"
@@ -95,7 +96,7 @@ def _machine_table(results: Results) -> Table:
         "date": results.date,
         "command": results.command,
         "took": f"{results.elapsed_seconds:.0f} s, budget {results.budget_seconds:.0f} s",
-        "load average before": f"{results.load_average:.2f}",
+        "before the run": f"load average {results.load_average:.2f}, {results.used_by_others:.0%} of the CPUs in use",
     }
     for name, value in facts.items():
         table.add_row(name, Text(value))  # brackets in it are no markup

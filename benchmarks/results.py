@@ -89,6 +89,7 @@ class Results:
         backend: what `backend=` was.
         budget_seconds, elapsed_seconds: the time it was given and took.
         load_average: of the minute before.
+        used_by_others: share of the CPUs that other processes used when the run began.
         rotated_mib: how much memory the inputs of one setting take together, at least.
         rows_made: how each kind of rows was made, by kind, then by vocabulary where that matters.
         peers: by key.
@@ -103,6 +104,7 @@ class Results:
     backend: str
     budget_seconds: float
     load_average: float
+    used_by_others: float
     rotated_mib: int
     elapsed_seconds: float = 0.0
     rows_made: dict[str, str] = field(default_factory=dict)

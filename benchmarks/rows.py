@@ -32,8 +32,8 @@ class NoRowsError(Exception):
 class RealLogits:
     """Rows of real models out of .npz files with an array `logits` [rows, vocab].
 
-    A vocabulary that a file has is served by its rows. Any other is filled by rows of the first file set end to end,
-    which is not a real row of that size, and `describe` says so.
+    A vocabulary that a file has is served by its rows. For another, rows of the next larger vocabulary are cut, or else
+    rows of the first file set end to end; these are no rows of a real model, and `describe` says so.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -55,7 +55,7 @@ class RealLogits:
         made = f"the {rows} rows of {file.name}"
         if size != vocab:
             cut = "cut" if size > vocab else "set end to end and cut"
-            made += f" (vocabulary {size}) {cut} to {vocab} tokens, which no model made so"
+            made += f" (vocabulary {size}) {cut} to {vocab} tokens, and so no longer a model's rows"
         return f"{made}; each repetition rotated by another amount"
 
     def make(self, rows: int, vocab: int) -> Tensor:
@@ -74,7 +74,8 @@ class RealLogits:
             raise NoRowsError(
                 f"{REAL_LOGITS.name} is part of the source tree, not of an installed package; give --real-logits FILE"
             )
-        return self.arrays.get(vocab) or next(iter(self.arrays.values()))
+        large_enough = [size for size in self.arrays if size >= vocab]
+        return self.arrays[min(large_enough) if large_enough else next(iter(self.arrays))]
 
 
 def check_kind(kind: str) -> str:

@@ -148,7 +148,7 @@ class Runner:
                     self._skip_peer(key, work, error)
                 else:
                     accepts = partial(self._accepts, key, work)
-                    contestants[_Timed(key, work)] = Contestant(session, turns, accepts)
+                    contestants[_Timed(key, work)] = Contestant(session, turns, accepts, brief=True)
         return contestants, checked
 
     def _accepts(self, peer: str, work: Work, drawn: Any, logits: Tensor) -> bool:

@@ -29,14 +29,19 @@ class Times(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """A session, the batches that it goes through, one after the other, for ever, and what judges its first draw.
+    """Who is timed, and on what.
 
-    `accepts` is given what the session drew and the logits; where it returns False the session is not measured.
+    Attributes:
+        session: the sampler.
+        batches: what it goes through, one after the other, for ever.
+        accepts: judges its first draw, with the logits it drew from; on False it is not measured. None accepts all.
+        brief: whether one call is enough where it takes longer than the contestant's share of the time.
     """
 
     session: Session
     batches: Sequence[Tensor]
     accepts: Callable[[Any, Tensor], bool] | None = None
+    brief: bool = False
 
 
 def rotation(batch_bytes: int, rotated_bytes: int) -> int:
@@ -45,34 +50,40 @@ def rotation(batch_bytes: int, rotated_bytes: int) -> int:
 
 
 def measure(contestants: Mapping[Key, Contestant], seconds: float) -> dict[Key, Times]:
-    """Time every contestant in about `seconds` in all, shared equally.
+    """Time every contestant, in about `seconds` in all, shared equally.
 
-    The first call of each warms up. One that takes longer than the contestant's whole share is all that is made: it
-    counts, and `Times.calls` is 1. The others get up to `ROUNDS` turns, each of at least one call. Contestants whose
+    The first call of each warms up; if it takes longer than the share of a `brief` one it counts, and is all that is
+    made. The others share the time that is left, in up to `ROUNDS` turns each of at least one call. Contestants whose
     first draw is not accepted are not in the result.
     """
-    share = seconds / len(contestants) * 1e6
+    end = time.perf_counter() + seconds
+    share = seconds / len(contestants)
     walks: dict[Key, Iterator[Tensor]] = {key: itertools.cycle(one.batches) for key, one in contestants.items()}
     calls: dict[Key, list[float]] = {}
     in_turns = []
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for key, (session, _, accepts) in contestants.items():
+        for key, (session, _, accepts, brief) in contestants.items():
             logits = next(walks[key])
             first, drawn = _timed_call(session, logits)
-            if accepts is None or accepts(drawn, logits):
-                calls[key] = [first] if first > share else []
-                if first <= share:
-                    in_turns.append(key)
+            if accepts is not None and not accepts(drawn, logits):
+                continue
+            if brief and first > share * 1e6:
+                calls[key] = [first]
+            else:
+                calls[key] = []
+                in_turns.append(key)
+        # Slow contestants have spent more than their share; what they leave must be enough to measure the others.
+        share = max((end - time.perf_counter()) / max(len(in_turns), 1), share / 4)
         for _, key in itertools.product(range(ROUNDS), in_turns):
             session, walk, times = contestants[key].session, walks[key], calls[key]
-            end = time.perf_counter() + share / ROUNDS / 1e6
-            if times and sum(times) >= share:
+            if times and sum(times) >= share * 1e6:
                 continue
+            turn_end = time.perf_counter() + share / ROUNDS
             while True:
                 times.append(_timed_call(session, next(walk))[0])
-                if time.perf_counter() >= end:
+                if time.perf_counter() >= turn_end:
                     break
     finally:
         if collecting:

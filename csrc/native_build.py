@@ -27,7 +27,7 @@ WARNING_FLAGS = ("-Wall", "-Wextra")
 # A source named ..._avx2.cpp or ..._avx512.cpp may use these instructions throughout; it runs only where the processor
 # has them. All other sources keep to the processor family's baseline.
 INSTRUCTION_SET_FLAGS = {
-    "_avx2": ("-mavx2", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"),
+    "_avx2": ("-mavx2", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt"),
     "_avx512": (
         "-mavx512f",
         "-mavx512bw",
@@ -36,7 +36,6 @@ INSTRUCTION_SET_FLAGS = {
         "-mf16c",
         "-mbmi",
         "-mbmi2",
-        "-mlzcnt",
         "-mpopcnt",
         # gcc 12 warns of its own intrinsics, which start from registers left undefined on purpose.
         "-Wno-uninitialized",

@@ -24,8 +24,9 @@ Threads torch_threads() {
           }};
 }
 
-Batch batch_of(const Tensor& logits) {
-  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected [rows, vocab], got ", logits.dim(), " dimensions");
+Batch batch_of(const Tensor& logits, int64_t order, bool probabilities) {
+  STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2, "logits: expected a CPU tensor [rows, vocab], got ",
+                  logits.dim(), " dimensions");
   DType dtype = DType::kFloat32;
   int64_t bytes = 4;
   if (logits.scalar_type() != ScalarType::Float) {
@@ -34,7 +35,10 @@ Batch batch_of(const Tensor& logits) {
     dtype = logits.scalar_type() == ScalarType::Half ? DType::kFloat16 : DType::kBFloat16;
     bytes = 2;
   }
-  STD_TORCH_CHECK(logits.size(1) > 0, "logits: the vocabulary is empty");
+  const int64_t largest = probabilities ? int64_t{1} << 31 : int64_t{1} << 22;
+  STD_TORCH_CHECK(logits.size(1) > 0 && logits.size(1) <= largest, "logits: expected a vocabulary of 1 to ", largest,
+                  " tokens, got ", logits.size(1));
+  STD_TORCH_CHECK(order >= 0 && order <= 2, "order: expected 0, 1 or 2, got ", order);
   return {static_cast<const char*>(logits.const_data_ptr()),
           logits.size(0),
           logits.stride(0) * bytes,
@@ -46,13 +50,16 @@ Batch batch_of(const Tensor& logits) {
 template <class T>
 PerRow<T> per_row(const char* name, double value, const std::optional<Tensor>& rows, int64_t batch, ScalarType dtype) {
   if (!rows) return {static_cast<T>(value), nullptr, 0};
-  STD_TORCH_CHECK(rows->is_cpu() && rows->scalar_type() == dtype, name, ": expected a CPU tensor of another dtype");
-  STD_TORCH_CHECK(rows->dim() == 0 || (rows->dim() == 1 && rows->size(0) == batch), name, ": expected one value or ",
-                  batch);
+  STD_TORCH_CHECK(rows->is_cpu() && rows->scalar_type() == dtype, name, ": expected a CPU tensor of ",
+                  dtype == ScalarType::Float ? "float32" : "int64");
+  STD_TORCH_CHECK(rows->dim() == 0 || (rows->dim() == 1 && rows->size(0) == batch), name,
+                  ": expected a tensor of shape [] or [", batch, "]");
   return {T{}, static_cast<const T*>(rows->const_data_ptr()), rows->dim() == 0 ? 0 : rows->stride(0)};
 }
 
-PerRow<float> per_row_float(const char* name, double value, const std::optional<Tensor>& rows, int64_t batch) {
+// Not inlined, so that the rounding to float32 stays between the two changes of the floating-point environment.
+__attribute__((noinline)) PerRow<float> per_row_float(const char* name, double value, const std::optional<Tensor>& rows,
+                                                      int64_t batch) {
   const IeeeArithmetic arithmetic;  // a denormal temperature must survive its rounding to float32
   return per_row<float>(name, value, rows, batch, ScalarType::Float);
 }
@@ -79,7 +86,7 @@ void sample_cpu(Tensor out, const Tensor& logits, const std::optional<Tensor>& i
                 int64_t seed, const std::optional<Tensor>& seed_rows, int64_t offset,
                 const std::optional<Tensor>& offset_rows, int64_t stream, const std::optional<Tensor>& stream_rows,
                 bool stream_per_row, bool replacement, bool probabilities) {
-  const Batch batch = batch_of(logits);
+  const Batch batch = batch_of(logits, order, probabilities);
   STD_TORCH_CHECK(out.dim() == 2 && out.is_cpu() && out.scalar_type() == ScalarType::Long,
                   "out: expected an int64 CPU tensor [batch, num_samples]");
   const int64_t rows = out.size(0);
@@ -100,7 +107,7 @@ void sample_cpu(Tensor out, const Tensor& logits, const std::optional<Tensor>& i
 }
 
 Tensor filter_logits_cpu(const Tensor& logits, FASTSAMPLE_FILTERS) {
-  const Batch batch = batch_of(logits);
+  const Batch batch = batch_of(logits, order, false);
   Tensor out = torch::stable::new_empty(logits, {batch.rows, batch.vocab});
   filter_logits(batch, FASTSAMPLE_BATCH_FILTERS(batch.rows, false), static_cast<char*>(out.mutable_data_ptr()),
                 torch_threads());
@@ -108,7 +115,7 @@ Tensor filter_logits_cpu(const Tensor& logits, FASTSAMPLE_FILTERS) {
 }
 
 Tensor filtered_probs_cpu(const Tensor& logits, FASTSAMPLE_FILTERS) {
-  const Batch batch = batch_of(logits);
+  const Batch batch = batch_of(logits, order, false);
   Tensor out = torch::stable::new_empty(logits, {batch.rows, batch.vocab}, ScalarType::Float);
   filtered_probs(batch, FASTSAMPLE_BATCH_FILTERS(batch.rows, false), static_cast<float*>(out.mutable_data_ptr()),
                  torch_threads());
@@ -116,7 +123,7 @@ Tensor filtered_probs_cpu(const Tensor& logits, FASTSAMPLE_FILTERS) {
 }
 
 Tensor log_probs_cpu(const Tensor& logits, const Tensor& tokens, FASTSAMPLE_FILTERS) {
-  const Batch batch = batch_of(logits);
+  const Batch batch = batch_of(logits, order, false);
   STD_TORCH_CHECK(
       tokens.is_cpu() && tokens.scalar_type() == ScalarType::Long && tokens.dim() == 2 && tokens.size(0) == batch.rows,
       "tokens: expected an int64 CPU tensor [", batch.rows, ", n]");

@@ -19,7 +19,7 @@ class OnnxRuntimeGenAISession:
         self.job = job
         genai = importlib.import_module("onnxruntime_genai")
         self.folder = tempfile.TemporaryDirectory()  # removed with the session
-        write_toy_model(Path(self.folder.name), job.vocab, job.threads)
+        write_toy_model(Path(self.folder.name), job.vocab)
         self.model = genai.Model(self.folder.name)
         parameters = genai.GeneratorParams(self.model)
         work = job.work
@@ -48,7 +48,7 @@ class OnnxRuntimeGenAISession:
         return self.generator.get_next_tokens()
 
 
-def write_toy_model(folder: Path, vocab: int, threads: int) -> None:
+def write_toy_model(folder: Path, vocab: int) -> None:
     """Write a model without weights: zeros [batch, sequence, vocab] for any input."""
     onnx = importlib.import_module("onnx")
     helper, float32, int64 = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -83,7 +83,8 @@ def write_toy_model(folder: Path, vocab: int, threads: int) -> None:
                 "num_attention_heads": 1,
                 "num_key_value_heads": 1,
                 "num_hidden_layers": 0,
-                "session_options": {"intra_op_num_threads": threads, "inter_op_num_threads": 1},
+                # Sampling has no threads. Those of the graph would spin for a while and disturb who is timed next.
+                "session_options": {"intra_op_num_threads": 1, "inter_op_num_threads": 1},
                 "inputs": {"input_ids": "input_ids"},
                 "outputs": {"logits": "logits"},
             },

@@ -5,19 +5,35 @@
 #include <memory>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace fastsample::cpu {
 
 namespace {
 
+#if defined(__x86_64__)
+// __builtin_cpu_supports knows this name only from gcc 11 and clang 18 on.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
 InstructionSet best_instruction_set() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2") ||
+      !__builtin_cpu_supports("popcnt") || !has_f16c())
+    return InstructionSet::kScalar;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     return InstructionSet::kAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return InstructionSet::kAvx2;
-#endif
+  return InstructionSet::kAvx2;
+#else
   return InstructionSet::kScalar;
+#endif
 }
 
 std::atomic<int64_t> instruction_set_in_force{-1};
@@ -36,12 +52,12 @@ const Kernels& kernels() {
   return kScalarKernels;
 }
 
-// Memory of one thread's rows, made on first use and kept: about 0.75 MiB, of which a top-k row touches 40 KiB.
+// Memory of one thread's rows, made on first use and kept; left unset, so that only what a row uses is ever paged in.
 class Scratch {
  public:
   RowScratch& with_parts(int64_t parts) {
     if (!row_) {
-      row_ = std::make_unique<RowArrays>();
+      row_.reset(new RowArrays);
       scratch_.chunk_maximum = row_->chunk_maximum;
       scratch_.chunk_sum = row_->chunk_sum;
       scratch_.sample_logit = row_->sample_logit;
@@ -50,8 +66,10 @@ class Scratch {
       scratch_.histogram_count = row_->histogram_count;
       scratch_.work = {row_->work.logit, row_->work.index, 0, false, false};
     }
-    while (static_cast<int64_t>(lists_.size()) < parts) {
-      lists_.emplace_back(new List);
+    lists_.reserve(static_cast<size_t>(parts));
+    parts_.reserve(static_cast<size_t>(parts));
+    while (static_cast<int64_t>(parts_.size()) < parts) {
+      lists_.push_back(std::unique_ptr<List>(new List));
       parts_.push_back({{lists_.back()->logit, lists_.back()->index, 0, false, false}, 0, false, 0, 0});
     }
     scratch_.parts = parts_.data();

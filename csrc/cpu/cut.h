@@ -192,10 +192,14 @@ inline Cut exact_cut(const Row& row, const Chunks& chunks, const Weight& weight,
     const int64_t buckets = ((high - low) >> shift) + 1;
     memset(scratch.histogram_measure, 0, static_cast<size_t>(buckets) * sizeof(uint64_t));
     memset(scratch.histogram_count, 0, static_cast<size_t>(buckets) * sizeof(uint32_t));
+    const F low_value = Simd::set(order_key_float(static_cast<int32_t>(low)));
+    const F high_value = Simd::set(order_key_float(static_cast<int32_t>(high)));
     for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
       if (!(chunk_maximum[chunk] >= order_key_float(static_cast<int32_t>(low)))) continue;
       for_each_stretch(base, chunks.begin(chunk), chunks.end(chunk), [&](int64_t begin, int64_t end, float least) {
         for_each_vector(row, begin, end, [&](F x, int64_t) {
+          const M inside = Simd::both(Simd::greater_equal(x, low_value), Simd::greater_equal(high_value, x));
+          if (!Simd::any(inside)) return;
           float lanes[kWidth];
           uint64_t weights[kWidth];
           Simd::store(lanes, x);

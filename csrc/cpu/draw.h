@@ -47,8 +47,13 @@ struct Survivors {
       weights[taken - begin] = 0;
       return;
     }
-    for (int64_t place = begin; place < end; ++place)
-      if (token(place) == taken) weights[place - begin] = 0;
+    int64_t place = begin, span = end - begin;
+    while (span > 1) {  // the last place whose index is at most the token taken
+      const int64_t half = span / 2;
+      if (token(place + half) <= taken) place += half;
+      span -= half;
+    }
+    if (token(place) == taken) weights[place - begin] = 0;
   }
 };
 
@@ -79,7 +84,7 @@ inline void draw(const Survivors<Row, Weight>& kept, const Draws& draws) {
     if (chunk > 0) target -= running[chunk - 1];
     int64_t place = -1;
     uint64_t weight = 0;
-    for (int64_t begin = kept.chunks.begin(chunk); place < 0; begin += kChunk) {
+    for (int64_t begin = kept.chunks.begin(chunk); place < 0 && begin < kept.chunks.end(chunk); begin += kChunk) {
       const int64_t end = begin + kChunk < kept.chunks.end(chunk) ? begin + kChunk : kept.chunks.end(chunk);
       place = kept.crossing(begin, end, target, draws, i, weight);
     }

@@ -1,242 +1,14 @@
-// The kernels of one instruction set: the law's steps in order, over one row.
+// The kernels of one instruction set: the law's steps in order, over one row. Load and maximum are in read_row; bound,
+// gather, weigh and cut in Selection; then the draw.
 #pragma once
+
+#include <type_traits>
 
 #include "draw.h"
 #include "maximum.h"
+#include "selection.h"
 
 namespace fastsample::cpu::FASTSAMPLE_INSTRUCTION_SET {
-
-// The kept set of a row.
-struct Kept {
-  Cut cut;
-  bool gathered;    // the first part's candidates are exactly the kept tokens
-  bool sums_ready;  // chunk_sum holds the kept mass of each chunk of the row
-};
-
-// A row with what its steps share.
-template <class Row, class Weight>
-struct Selection {
-  const Row& row;
-  const Chunks& chunks;
-  const Filters& filters;
-  const Weight& weight;
-  float most;
-  RowScratch& scratch;
-  const Team& team;
-
-  int64_t first(int64_t part) const { return chunks.first_of_part(part, team.parts); }
-  Cut everything() const { return {-kFloatMax, row.size}; }
-  bool by_k() const { return filters.top_k > 0 && filters.top_k < row.size; }
-  bool by_m() const { return filters.min_p > 0; }
-  bool by_p() const { return filters.top_p < 1; }
-
-  // Law section 3: does Z_B, of which top_p keeps a share, sum over all tokens?
-  bool base_is_everything() const {
-    switch (filters.order) {
-      case Order::kTopKFirst:
-        return !by_k();
-      case Order::kMinPFirst:
-        return !by_k() && !by_m();
-      default:
-        return true;
-    }
-  }
-
-  // Weights never decrease with the logit, so min_p is a bound on logits.
-  Cut cut_of_min_p() const {
-    const uint64_t least = mass_bound(filters.min_p, weight_of(weight, most));
-    return {smallest_reaching(weight, least, most), row.size};
-  }
-
-  Candidates& gather_reaching(float bound, int64_t ties) const {
-    team.run([&](int64_t part) {
-      gather(row, chunks, first(part), first(part + 1), scratch.chunk_maximum, bound, ties,
-             scratch.parts[part].candidates);
-    });
-    return concatenate(scratch, team.parts);
-  }
-
-  uint64_t weigh_kept(Cut cut) const {
-    team.run([&](int64_t part) {
-      scratch.parts[part].total = weigh_chunks(row, chunks, first(part), first(part + 1), weight, cut,
-                                               scratch.chunk_maximum, scratch.chunk_sum);
-    });
-    uint64_t total = 0;
-    for (int64_t part = 0; part < team.parts; ++part) total += scratch.parts[part].total;
-    return total;
-  }
-
-  bool too_many(int64_t k) const { return row.size > kCandidateCapacity && k > kCandidateCapacity / 2; }
-
-  // A logit that at least k tokens reach, and, on most rows, few more.
-  float bound_of_top_k() const {
-    const int64_t k = filters.top_k;
-    if (k <= chunks.count * 3 / 4) return bound_of_chunk_maxima(scratch.chunk_maximum, chunks.count, k, most);
-    if (row.size <= kCandidateCapacity || too_many(k)) return -kFloatMax;
-    const Sample sample = take_sample(row, everything(), [](F x) { return x; }, scratch);
-    const double expected = static_cast<double>(k) / sample.tokens_each;
-    const int64_t wanted = static_cast<int64_t>(expected + 4 * __builtin_sqrt(expected) + 4);
-    return bound_of_chunk_maxima(sample.logit.data, sample.logit.size, wanted, most);
-  }
-
-  // The kept set of law section 3.
-  Kept select() const {
-    if (!by_k() && !by_m()) {
-      if (!by_p()) return {everything(), false, false};
-      return select_by_mass(everything());
-    }
-    const Cut floor = by_m() ? cut_of_min_p() : everything();
-    const bool floor_before_top_p = !by_p() || base_is_everything() || filters.order == Order::kMinPFirst;
-    float bound = by_k() ? bound_of_top_k() : -kFloatMax;
-    if (by_m() && floor_before_top_p && floor.logit > bound) bound = floor.logit;
-    if (by_k() && too_many(filters.top_k)) return select_in_row(floor);
-
-    Candidates& candidates = gather_reaching(bound, by_k() ? filters.top_k : row.size);
-    const float complete_from = floor_before_top_p ? floor.logit : -kFloatMax;
-    const bool missed = by_k() && candidates.size < filters.top_k && bound > complete_from;
-    if (candidates.overflow || missed) return select_in_row(floor);
-    return select_among(candidates, bound, floor, floor_before_top_p);
-  }
-
-  // top_k and min_p left a list: all that follows happens there.
-  Kept select_among(Candidates& candidates, float bound, Cut floor, bool floor_before_top_p) const {
-    Cut cut = floor_before_top_p ? floor : everything();
-    const auto narrow = [&](Cut next) {
-      cut = tighter(cut, next);
-      keep(candidates, next, scratch.work);
-    };
-    if (by_k() && candidates.size >= filters.top_k)
-      narrow(cut_candidates<Measure::kCount>(candidates, weight, {bound, most}, static_cast<uint64_t>(filters.top_k),
-                                             scratch.work));
-    if (by_p()) {
-      const uint64_t mass = mass_of(candidates, weight);
-      const uint64_t base = base_is_everything() ? weigh_kept(everything()) : mass;
-      const uint64_t target = mass_bound(filters.top_p, base);
-      if (mass >= target)
-        narrow(cut_candidates<Measure::kMass>(candidates, weight, {bound, most}, target, scratch.work));
-    }
-    if (by_m() && !floor_before_top_p) narrow(floor);
-    return {cut, true, false};
-  }
-
-  // What top_k or min_p keep is too much for a list: cuts of the whole row.
-  Kept select_in_row(Cut floor) const {
-    Cut top_k = everything();
-    if (by_k())
-      top_k = exact_cut<Measure::kCount>(row, chunks, weight, everything(), most, static_cast<uint64_t>(filters.top_k),
-                                         scratch.chunk_maximum, scratch);
-    const Cut both = tighter(top_k, floor);
-    if (!by_p()) return {both, false, false};
-    const Cut base = base_is_everything() ? everything() : filters.order == Order::kMinPFirst ? both : top_k;
-    Kept kept = select_by_mass(base);
-    const Cut cut = tighter(kept.cut, both);
-    if (cut.logit == kept.cut.logit && cut.end == kept.cut.end) return kept;
-    return {cut, false, false};
-  }
-
-  // top_p over a base set of the whole row: guess where the cut lies, then in one sweep sum Z and gather that place.
-  Kept select_by_mass(Cut base) const {
-    if (most == kInfinity) return exact_select(base, mass_bound(filters.top_p, weigh_kept(base)));
-    if (row.size < kSampleCapacity) {
-      const Kept kept = bracket_select(base, {-kFloatMax, kInfinity});
-      if (kept.gathered) return kept;
-    }
-    const Sample sample = take_sample(row, base, [&](F x) { return weight.estimate(x); }, scratch);
-    Head head{0, kInfinity, mass_below(sample, kInfinity)};
-    if (base.logit == -kFloatMax && peaked(head.rest)) {
-      Candidates& candidates = gather_head(head);
-      head.rest = mass_below(sample, head.logit);
-      const double known = static_cast<double>(head.mass);
-      if (known > static_cast<double>(filters.top_p) * (known + head.rest.mass + 4 * head.rest.deviation)) {
-        const uint64_t target = mass_bound(filters.top_p, weigh_kept(base));
-        if (head.mass >= target) {
-          const Bracket holding{head.logit, most};
-          const Cut cut = cut_candidates<Measure::kMass>(candidates, weight, holding, target, scratch.work);
-          keep(candidates, cut, scratch.work);
-          return {cut, true, false};
-        }
-      }
-    }
-    // Three deviations miss once in 400 rows, and a miss costs one more sweep, with eight.
-    constexpr double kDeviations[] = {3.0, 8.0};
-    for (const double deviations : kDeviations) {
-      const Bracket bracket = bracket_of_tail(sample, filters.top_p, head, deviations);
-      const Kept kept = bracket_select(base, bracket);
-      if (kept.gathered || kept.sums_ready) return kept;
-    }
-    return exact_select(base, mass_bound(filters.top_p, weigh_kept(base)));
-  }
-
-  // Do a few tokens hold much of the mass? The chunk maxima are as many tokens as there are chunks; in a flat row they
-  // hold a hundredth, and the sample alone tells enough.
-  bool peaked(Estimated all) const {
-    const ContiguousRow<float> maxima{scratch.chunk_maximum, chunks.count};
-    F sum = Simd::set(0.0f);
-    for_each_vector(maxima, 0, maxima.size, [&](F x, int64_t) { sum = Simd::add(sum, weight.estimate(x)); });
-    return Simd::horizontal_sum(sum) > 0.1 * all.mass;
-  }
-
-  // The row's largest tokens, 128 or a quarter as many as it has chunks, and their mass. On the peaked rows of real
-  // models they are often all that top_p keeps.
-  Candidates& gather_head(Head& head) const {
-    const int64_t size = chunks.count / 4 < 128 ? chunks.count / 4 : 128;
-    head.logit = bound_of_chunk_maxima(scratch.chunk_maximum, chunks.count, size, most);
-    Candidates& candidates = gather_reaching(head.logit, size);
-    if (candidates.overflow) {
-      head = {0, kInfinity, {}};
-      return candidates;
-    }
-    if (candidates.ties_left_out) {  // what is above them is complete
-      keep(candidates, {head.logit, 0}, scratch.work);
-      head.logit = next_above(head.logit);
-    }
-    head.mass = mass_of(candidates, weight);
-    return candidates;
-  }
-
-  // Neither gathered nor sums_ready: the cut is outside the bracket, or the bracket holds too much.
-  Kept bracket_select(Cut base, Bracket bracket) const {
-    const bool ties_only = bracket.low == bracket.high;
-    team.run([&](int64_t part) {
-      const bool all = base.logit == -kFloatMax && base.end == row.size;
-      const auto sweep = all ? weigh_and_gather<true, Row, Weight> : weigh_and_gather<false, Row, Weight>;
-      sweep(row, chunks, first(part), first(part + 1), weight, base, bracket, scratch.chunk_maximum, scratch.chunk_sum,
-            scratch.parts[part]);
-    });
-    uint64_t total = 0, above = 0;
-    for (int64_t part = 0; part < team.parts; ++part) {
-      total += scratch.parts[part].total;
-      above += scratch.parts[part].above;
-    }
-    const uint64_t target = mass_bound(filters.top_p, total);
-    const Kept missed{base, false, false};
-    if (above >= target) return missed;
-    if (ties_only) {
-      const uint64_t each = weight_of(weight, bracket.low);
-      if (each == 0) return missed;
-      const int64_t needed = static_cast<int64_t>((target - above + each - 1) / each);
-      const int64_t end =
-          end_of_ties(row, chunks, base, bracket.low, needed, each, scratch.chunk_maximum, scratch.chunk_sum);
-      return end < 0 ? missed : Kept{{bracket.low, end}, false, true};
-    }
-    Candidates& candidates = concatenate(scratch, team.parts);
-    if (candidates.overflow) return missed;
-    const Bracket holding{bracket.low, bracket.high < most ? bracket.high : most};
-    const Cut cut = cut_candidates<Measure::kMass>(candidates, weight, holding, target - above, scratch.work);
-    if (cut.end < 0) return missed;
-    if (bracket.high >= most) {
-      keep(candidates, cut, scratch.work);
-      return {cut, true, false};
-    }
-    add_to_chunks(candidates, weight, cut, chunks, scratch.chunk_sum);
-    return {cut, false, true};
-  }
-
-  Kept exact_select(Cut base, uint64_t target) const {
-    return {exact_cut<Measure::kMass>(row, chunks, weight, base, most, target, scratch.chunk_maximum, scratch), false,
-            false};
-  }
-};
 
 inline void invalid_row(const Draws& draws) {
   for (int64_t i = 0; i < draws.count; ++i) draws.tokens[i * draws.tokens_stride] = -1;
@@ -298,7 +70,7 @@ void sample_row(const Row& row, const Filters& filters, const Draws& draws, RowS
   with_weight(filters, most, row.size, [&](const auto& weight) {
     const Selection<Row, std::decay_t<decltype(weight)>> selection{row, chunks, filters, weight, most, scratch, team};
     const Kept kept = selection.select();
-    if (kept.gathered) {
+    if (kept.where == Kept::kInList) {
       const Candidates& candidates = scratch.parts[0].candidates;
       const ContiguousRow<float> list{candidates.logit, candidates.size};
       const Chunks list_chunks(list.size);
@@ -308,7 +80,7 @@ void sample_row(const Row& row, const Filters& filters, const Draws& draws, RowS
                                                                            all, scratch.chunk_sum},
            draws);
     } else {
-      if (!kept.sums_ready) selection.weigh_kept(kept.cut);
+      if (kept.where == Kept::kInRow) selection.weigh_kept(kept.cut);
       draw(Survivors<Row, std::decay_t<decltype(weight)>>{row, nullptr, chunks, weight, kept.cut, scratch.chunk_sum},
            draws);
     }
@@ -326,7 +98,7 @@ bool with_kept(const Row& row, const Filters& filters, RowScratch& scratch, cons
       return body(weight, Cut{most, first_maximum(row, chunks, scratch.chunk_maximum, most) + 1}, kLargestWeight);
     const Selection<Row, std::decay_t<decltype(weight)>> selection{row, chunks, filters, weight, most, scratch, team};
     const Kept kept = selection.select();
-    if (kept.gathered) return body(weight, kept.cut, mass_of(scratch.parts[0].candidates, weight));
+    if (kept.where == Kept::kInList) return body(weight, kept.cut, mass_of(scratch.parts[0].candidates, weight));
     body(weight, kept.cut, selection.weigh_kept(kept.cut));
   });
   return true;
@@ -416,7 +188,7 @@ void log_probs_row(const Row& row, const Filters& filters, const int64_t* tokens
         out[i] = __builtin_nanf("");
         continue;
       }
-      const float x = row.at(token);
+      const float x = token_at(row, token);
       const float d = exponent_of(weight, x);
       const bool kept = x > cut.logit || (x == cut.logit && token < cut.end);
       out[i] = kept && d > -kInfinity ? -(-d * kLn2 + normaliser) : -kInfinity;

@@ -2,10 +2,8 @@
 #if defined(__x86_64__)
 #define FASTSAMPLE_INSTRUCTION_SET avx2
 
-#include <type_traits>
-
 #include "simd_avx2.h"
-// after the vector type
+
 #include "kernel.h"
 
 namespace fastsample::cpu {

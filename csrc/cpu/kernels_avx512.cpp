@@ -2,10 +2,8 @@
 #if defined(__x86_64__)
 #define FASTSAMPLE_INSTRUCTION_SET avx512
 
-#include <type_traits>
-
 #include "simd_avx512.h"
-// after the vector type
+
 #include "kernel.h"
 
 namespace fastsample::cpu {

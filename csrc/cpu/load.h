@@ -3,6 +3,10 @@
 
 #include "row.h"
 
+#ifndef FASTSAMPLE_INSTRUCTION_SET
+#error "include simd_scalar.h, simd_avx2.h or simd_avx512.h first"
+#endif
+
 namespace fastsample::cpu::FASTSAMPLE_INSTRUCTION_SET {
 
 using F = Simd::F;
@@ -42,12 +46,6 @@ struct ContiguousRow {
     return blank_after(load_vector(buffer), count);
   }
 
-  float at(int64_t i) const {
-    float lanes[kWidth];
-    Simd::store(lanes, load_tail(i, 1));
-    return lanes[0];
-  }
-
   static F blank_after(F x, int64_t count) {
     float lanes[kWidth];
     Simd::store(lanes, x);
@@ -71,12 +69,6 @@ struct StridedRow {
     return collect(static_cast<const BFloat16*>(data), i, count);
   }
 
-  float at(int64_t i) const {
-    float lanes[kWidth];
-    Simd::store(lanes, load_tail(i, 1));
-    return lanes[0];
-  }
-
  private:
   template <class Element>
   F collect(const Element* elements, int64_t i, int64_t count) const {
@@ -85,6 +77,13 @@ struct StridedRow {
     return ContiguousRow<Element>::blank_after(load_vector(buffer), count);
   }
 };
+
+template <class Row>
+inline float token_at(const Row& row, int64_t i) {
+  float lanes[kWidth];
+  Simd::store(lanes, row.load_tail(i, 1));
+  return lanes[0];
+}
 
 // Calls body(vector, index) over tokens [begin, end), which need not be multiples of anything. One call for whole
 // vectors and the tail, so that the compiler inlines the body.

@@ -36,9 +36,6 @@ struct LogitWeight {
 
   FASTSAMPLE_INLINE U operator()(F x) const { return Simd::truncate(product(x)); }
 
-  // As a float, for estimates only.
-  FASTSAMPLE_INLINE F estimate(F x) const { return product(x); }
-
   bool vanishes(float x) const { return !((x - most) * scale >= kLowestExponent); }
 };
 
@@ -67,7 +64,6 @@ struct SpecialWeight {
   // The padding of a tail is -inf, hence the maximum.
   FASTSAMPLE_INLINE F product(F x) const { return Simd::max(scaled(x), Simd::set(0.0f)); }
   FASTSAMPLE_INLINE U operator()(F x) const { return Simd::truncate(product(x)); }
-  FASTSAMPLE_INLINE F estimate(F x) const { return product(x); }
   bool vanishes(float x) const { return infinite ? x != kInfinity : !(x * scale0 * scale1 >= 1.0f); }
 };
 

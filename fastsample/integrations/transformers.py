@@ -140,7 +140,8 @@ def _check_model(model: object) -> None:
     if not isinstance(model, GenerationMixin):
         raise TypeError(
             f"model: got {type(model).__name__}; accepted: the transformers model whose generate() runs "
-            "(for a pipeline pass pipeline.model, for a PEFT model peft_model.get_base_model())"
+            "(for a pipeline pass pipeline.model, for a PEFT model peft_model.get_base_model(), for what torch.compile "
+            "made the model that went into it)"
         )
 
 
