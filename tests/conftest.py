@@ -20,8 +20,9 @@ def _missing(reason: str) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    # The suite shares its cores with pytest-xdist's other workers. Tests of threads set their own number.
-    torch.set_num_threads(2)
+    # The suite shares its cores with pytest-xdist's other workers, and OpenMP threads that wait for each other on busy cores
+    # made a generate 20 times slower. Tests of threads set their own number.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=BACKENDS)
