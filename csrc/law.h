@@ -43,10 +43,10 @@ FASTSAMPLE_FUNCTION float bits_float(uint32_t bits) {
   return x;
 }
 
-// c of the law. One correctly rounded division; a denormal temperature would give inf, hence the clamp.
+// c of the law. One correctly rounded division; a denormal temperature gives inf and -0.0 gives -inf, hence the rest.
 FASTSAMPLE_FUNCTION float exponent_scale(float temperature) {
   const float scale = kLog2E / temperature;
-  return scale < kFloatMax ? scale : kFloatMax;
+  return temperature != 0 && scale < kFloatMax ? scale : kFloatMax;
 }
 
 // floor(d) for -2^22 < d <= 0 without the libm call that baseline x86-64 makes of floorf.

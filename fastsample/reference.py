@@ -125,13 +125,12 @@ def ceil_product(p: Tensor, z: Tensor) -> Tensor:
     upper = factor * (z >> 32) + (low >> 32)  # below 2^55; the product is upper * 2^32 + low
     low = low & _MASK32
 
-    far = (shift - 32).clamp(0, 62)  # for shift >= 32 the result lies in `upper` alone
+    # For shift >= 32 the quotient lies in `upper` alone, and beyond 2^-62 nothing is left but the rounding up to 1.
+    far = (shift - 32).clamp(0, 62)
     far_result = (upper >> far) + (((upper & ((1 << far) - 1)) | low) != 0)
     near = shift.clamp(0, 31)
     near_result = (upper << (32 - near)) + ((low + (1 << near) - 1) >> near)
-    result = torch.where(shift >= 32, far_result, near_result)
-    tiny = ((p > 0) & (z > 0)).long()  # below 2^-62 the product is at most 1
-    return torch.where(p < 2.0**-62, tiny, result)
+    return torch.where(shift >= 32, far_result, near_result)
 
 
 # --- law section 1: weights

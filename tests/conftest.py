@@ -20,8 +20,8 @@ def _missing(reason: str) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    # The suite shares its cores with pytest-xdist's other workers, and OpenMP threads that wait for each other on busy cores
-    # made a generate 20 times slower. Tests of threads set their own number.
+    # The suite shares its cores with pytest-xdist's other workers, and OpenMP threads that wait for each other on busy
+    # cores made a generate 20 times slower. Tests of threads set their own number.
     torch.set_num_threads(1)
 
 

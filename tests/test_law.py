@@ -167,6 +167,21 @@ def test_widening_is_exact_where_denormals_are_flushed(dtype: torch.dtype, flush
         assert same_bits(reference.narrow(reference.widen(values)), torch.where(small == 0, 0, bits.int()).view(dtype))
 
 
+# --- the draw
+
+
+def test_draws_at_the_borders_of_the_tokens() -> None:
+    """The word that first reaches a token and the last one before it, which random words would hit once in 2^40."""
+    weights = [0, 2**40, 0, 5, 1, 2**40 - 3, 0, 2**22, 0]
+    z = sum(weights)
+    borders = [-(-sum(weights[:index]) * 2**64 // z) for index in range(len(weights) + 1)]
+    words = [word for border in borders for word in (border - 1, border, border + 1) if 0 <= word < 2**64]
+    rows = torch.tensor([weights])
+    found = reference.draw(rows, torch.stack([int64(word) for word in words])[None], replacement=True)
+    assert found[0].tolist() == [law_oracle.draw(weights, word) for word in words]
+    assert set(found[0].tolist()) == {index for index, weight in enumerate(weights) if weight > 0}
+
+
 # --- whole rows against the oracle
 
 
