@@ -127,7 +127,8 @@ void for_each_row(int64_t rows, int64_t vocab, const Threads& threads, const Bod
 }  // namespace
 
 InstructionSet cap_instruction_set(int64_t cap) {
-  const auto best = static_cast<int64_t>(best_instruction_set());
+  // Asked once: in a virtual machine each cpuid instruction traps (26 us, more than a top-k row takes).
+  static const auto best = static_cast<int64_t>(best_instruction_set());
   int64_t in_force = instruction_set_in_force.load(std::memory_order_relaxed);
   if (in_force < 0 || cap >= 0) {
     in_force = cap < 0 ? best : std::min(cap, best);

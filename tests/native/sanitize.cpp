@@ -151,7 +151,7 @@ class SeparateScratch {
   }
   Candidates list() {
     return {array<float>(kCandidateCapacity + kVectorPadding), array<uint32_t>(kCandidateCapacity + kVectorPadding), 0,
-            false};
+            false, false};
   }
 
   unsigned char fill_;
