@@ -39,6 +39,13 @@ struct ContiguousRow {
 
   FASTSAMPLE_INLINE F load(int64_t i) const { return load_vector(data + i); }
 
+  // Asks for what four vectors from token i on will need one page later. Without, the processor's own prefetch starts
+  // anew at each 4 KiB page: reading a row from the third-level cache takes 24 us instead of 21, and less evenly.
+  FASTSAMPLE_INLINE void prefetch(int64_t i) const {
+    const char* ahead = reinterpret_cast<const char*>(data + i) + 4096;
+    for (size_t line = 0; line < 4 * kWidth * sizeof(Element); line += 64) __builtin_prefetch(ahead + line, 0, 2);
+  }
+
   // The last tokens of a row: lanes past the end are -inf, which no step keeps.
   F load_tail(int64_t i, int64_t count) const {
     Element buffer[kWidth] = {};
@@ -62,6 +69,7 @@ struct StridedRow {
   int64_t size;
 
   F load(int64_t i) const { return load_tail(i, kWidth); }
+  void prefetch(int64_t) const {}
 
   F load_tail(int64_t i, int64_t count) const {
     if (dtype == DType::kFloat32) return collect(static_cast<const float*>(data), i, count);

@@ -19,6 +19,7 @@ inline void maximum(const Row& row, const Chunks& chunks, int64_t first, int64_t
     int64_t i = begin;
     for (; i + 4 * kWidth <= end; i += 4 * kWidth) {
       const F x0 = row.load(i), x1 = row.load(i + kWidth), x2 = row.load(i + 2 * kWidth), x3 = row.load(i + 3 * kWidth);
+      row.prefetch(i);
       most0 = Simd::max(x0, most0);
       most1 = Simd::max(x1, most1);
       most2 = Simd::max(x2, most2);
