@@ -100,7 +100,7 @@ def _slower_than_fastsample(results: Results, axes: Axes) -> None:
         title=f"V {first.vocab}, {first.dtype}, {rows.label(first.rows)}, threads: {first.threads}",
     )
     axes.margins(x=0.15)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the bars, not on them
 
 
 def _slice(measurements: list[Measurement]) -> list[Measurement]:
