@@ -259,6 +259,7 @@ def main() -> None:
     console.print("fastsample drew these tokens; the greedy text is equal to that of transformers without it.\n")
     console.print(timing_table(runs))
     console.print(
+        "ms/step: time spent in sampling; share: its part of the whole step. "
         f"Medians over the decoding steps; temperature {arguments.temperature:g}, top-k {TOP_K}, top-p {TOP_P}; "
         f"{arguments.threads} threads; torch {torch.__version__}; fastsample: {fastsample.backends()['cpu'].detail}.",
         style="dim",

@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from fastsample import integrations
 from fastsample.backends import BackendStatus, backends
 from fastsample.sampling import sample
 from fastsample.torch_dropins import multinomial, patch_torch
@@ -14,6 +15,7 @@ __all__ = [
     "backends",
     "filter_logits",
     "filtered_probs",
+    "integrations",
     "log_probs",
     "multinomial",
     "patch_torch",

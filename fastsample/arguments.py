@@ -31,6 +31,8 @@ _INTEGER_DTYPES = (
 )
 _REAL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INT64_MAX = 2**63 - 1
+# Configurations elsewhere write None for a filter that is off.
+_KEEPS_ALL = {"top_k": " (0 keeps all)", "top_p": " (1 keeps all)", "min_p": " (0 keeps all)"}
 
 
 class Filters(NamedTuple):
@@ -68,9 +70,7 @@ def check_logits(logits: Tensor) -> int:
     if not isinstance(logits, Tensor):
         raise TypeError(f"logits: got {describe(logits)}; accepted: a torch.Tensor [batch, vocab] or [vocab]")
     if logits.dtype not in LOGITS_DTYPES:
-        raise TypeError(
-            f"logits: got dtype {logits.dtype}; accepted: float32, float16 or bfloat16 (convert with logits.float())"
-        )
+        raise TypeError(f"logits: got dtype {logits.dtype}; accepted: float32, float16 or bfloat16")
     if logits.layout is not torch.strided or logits.is_nested:
         raise TypeError("logits: got a sparse or nested tensor; accepted: a dense (strided) one")
     if not logits.is_cpu:
@@ -210,7 +210,8 @@ def _real_number(name: str, value: Any, largest: float | None) -> float:
     accepted = "a number of at least 0" if largest is None else f"a number from 0 to {largest:g}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
-            f"{name}: got {describe(value)}; accepted: {accepted}, or a floating-point tensor, 0-d or [batch]"
+            f"{name}: got {describe(value)}; accepted: {accepted}{_KEEPS_ALL.get(name, '')}, "
+            "or a floating-point tensor, 0-d or [batch]"
         )
     try:
         number = float(value)
@@ -224,7 +225,7 @@ def _real_number(name: str, value: Any, largest: float | None) -> float:
 def integer_number(name: str, value: Any, tensors: str = ", or an integer tensor, 0-d or [batch]") -> int:
     # numpy's integers are registered as Integral, and so are Python's bools, which are somebody's mistake here.
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: got {describe(value)}; accepted: a whole number{tensors}")
+        raise TypeError(f"{name}: got {describe(value)}; accepted: a whole number{_KEEPS_ALL.get(name, '')}{tensors}")
     return int(value)
 
 

@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import fastsample
 from fastsample import doctor
 
 
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="fastsample", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"fastsample {fastsample.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("doctor", help="what is built and usable, why not, and whether the backends agree here")
     commands.add_parser("bench", help="measure sampling on this machine (fastsample bench --help)", add_help=False)

@@ -24,7 +24,7 @@ def check_errors(errors: Any, device: torch.device) -> None:
         raise RuntimeError('errors: "raise" looks at the tokens, which CUDA graph capture cannot; use "sentinel" there')
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason='errors="raise" looks at the tokens; in a compiled graph use errors="sentinel"')
 def raise_for_invalid_rows(tokens: Tensor, logits: Tensor, indices: Tensor | None, filters: Filters) -> None:
     """Raise a ValueError that names the invalid rows and their reasons; return when there is none. Synchronises a GPU.
 

@@ -37,7 +37,8 @@ def sample(
 
     Every parameter is a number for all rows, a 0-d tensor (a number held on the device) or a tensor [batch], one value
     per output row, on the device of the logits. Numbers out of range raise; in a tensor, which is not read here, they
-    make their row invalid. T, top_p and min_p are rounded to float32.
+    make their row invalid. T, top_p and min_p are rounded to float32. Under torch.compile, pass numbers that change
+    from call to call as 0-d tensors: each new Python number would be compiled anew.
 
     Args:
         logits: [batch, vocab] or [vocab], float32, float16 or bfloat16, with any strides and storage offset; never

@@ -98,11 +98,11 @@ def multinomial(
 def patch_torch() -> Iterator[None]:
     """Run torch's `multinomial` on fastsample, for the calls made in this thread while the context is open.
 
-    As a context (`with patch_torch():`) or a decorator (`@patch_torch()`). `torch.multinomial`, `Tensor.multinomial`
-    and what is written on them, such as `torch.distributions.Categorical.sample`, go to `fastsample.multinomial`; what
-    that hands over to torch runs as before. It uses torch's own override mechanism
-    (`torch.overrides.TorchFunctionMode`): nothing in torch is replaced, contexts nest, other threads are not touched
-    (open one there), and an exception closes it as it leaves.
+    As a context (`with patch_torch():`) or a decorator (`@patch_torch()`); a call alone does nothing.
+    `torch.multinomial`, `Tensor.multinomial` and what is written on them, such as
+    `torch.distributions.Categorical.sample`, go to `fastsample.multinomial`; what that hands over to torch runs as
+    before. It uses torch's own override mechanism (`torch.overrides.TorchFunctionMode`): nothing in torch is replaced,
+    contexts nest, other threads are not touched (open one there), and an exception closes it as it leaves.
     """
     with _MultinomialMode():
         yield

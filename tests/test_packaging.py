@@ -1,5 +1,7 @@
 """What goes into a wheel."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,11 @@ def test_every_package_is_listed() -> None:
         for init in folder.rglob("__init__.py")
     }
     assert set(settings["packages"]) == found
+
+
+def test_integrations_are_reached_from_the_package_alone() -> None:
+    """In a process of its own: any test that imported the submodule would hide that the attribute is missing."""
+    code = (
+        "import fastsample, sys; assert 'transformers' not in sys.modules; fastsample.integrations.transformers.enable"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
