@@ -102,7 +102,7 @@ RowScratch& thread_scratch(int64_t parts) {
 }
 
 // Rows over threads; where there are fewer rows than threads, each row's chunks over threads, unless a row is so short
-// that starting the threads (2 to 4 us) costs more than it saves.
+// that starting the threads costs more than it saves.
 template <class Body>
 void for_each_row(int64_t rows, int64_t vocab, const Threads& threads, const Body& body) {
   constexpr int64_t kShortestSplit = 32768;

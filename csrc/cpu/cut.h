@@ -129,7 +129,8 @@ inline Cut cut_candidates(const Candidates& all, const Weight& weight, Bracket b
     const int64_t needed = static_cast<int64_t>((target - above + each - 1) / each);
     return {high, static_cast<int64_t>(index[needed - 1]) + 1};
   }
-  // Ranked by counting who comes before: 128 tokens take 0.7 us, a std::sort 2.5.
+  // Ranked by counting who comes before, which vectorises: the two sorts it replaced were a fifth of a top-k row's
+  // time.
   uint64_t keys[kSortable], ranked[kSortable];
   for (int64_t i = 0; i < size; ++i)
     keys[i] = static_cast<uint64_t>(static_cast<uint32_t>(order_key(logit[i])) ^ 0x80000000u) << 32 | ~index[i];

@@ -76,8 +76,7 @@ struct PartScratch {
 };
 
 // All working memory of one row, whatever the vocabulary: 0.5 MiB, and 0.25 MiB for each part. Kept by the calling
-// thread between calls, because a fresh allocation of that size page-faults for longer (30 us) than a whole top-k row
-// takes.
+// thread between calls, because a fresh allocation of that size page-faults anew in every call.
 struct RowScratch {
   float* chunk_maximum;  // [kMaxChunks]
   uint64_t* chunk_sum;   // [kMaxChunks]

@@ -165,7 +165,7 @@ struct Selection {
         }
       }
     }
-    // Three deviations miss once in 400 rows; the next guess, with eight, costs one more sweep.
+    // Three deviations of a normal estimate miss once in 400; the next guess, with eight, costs one more sweep.
     Bracket tried{kInfinity, kInfinity};
     constexpr double kDeviations[] = {3.0, 8.0};
     for (const double deviations : kDeviations) {
@@ -178,7 +178,7 @@ struct Selection {
   }
 
   // Do a few tokens hold much of the mass? The chunk maxima are as many tokens as there are chunks; in a flat row they
-  // hold a hundredth, and the sample alone tells enough.
+  // hold little, and the sample alone tells enough.
   bool peaked(Estimated all) const {
     const ContiguousRow<float> maxima{scratch.chunk_maximum, chunks.count};
     F sum = Simd::set(0.0f);

@@ -33,7 +33,7 @@ struct Simd {
   FASTSAMPLE_INLINE static F max(F a, F b) { return _mm512_max_ps(a, b); }
   FASTSAMPLE_INLINE static F min(F a, F b) { return _mm512_min_ps(a, b); }
   FASTSAMPLE_INLINE static F add_where(M m, F a, F b) { return _mm512_mask_add_ps(a, m, a, b); }  // a + (m ? b : 0)
-  // floor(x) of -2^22 < x <= 0 in two instructions of any port, where vrndscaleps takes two of one port: rounded down,
+  // floor(x) of -2^22 < x <= 0 without vrndscaleps and vscalefps (equally fast where it was measured): rounded down,
   // the sum with 1.5 * 2^23 holds floor(x) in its low bits.
   struct Floor {
     F value;
@@ -85,8 +85,8 @@ struct Simd {
     _mm512_storeu_si512(p + 8, a.high);
   }
 
-  // The chosen tokens and their indices, packed; a whole vector is written. (vcompressps to memory costs 10 times
-  // this pair of register compressions on Zen 4.)
+  // The chosen tokens and their indices, packed; a whole vector is written. (vcompressps to memory is slow on some
+  // processors, so the packing is done in registers.)
   FASTSAMPLE_INLINE static void store_chosen(M m, F x, float* logit, uint32_t first_index, uint32_t* index) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i indices = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first_index)), lanes);
