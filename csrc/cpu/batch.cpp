@@ -148,16 +148,8 @@ void sample(const Batch& batch, const int64_t* indices, int64_t indices_stride, 
       for (int64_t i = 0; i < out.count; ++i) tokens[i * out.stride] = -1;
       return;
     }
-    const auto stream =
-        static_cast<uint64_t>(randomness.stream[row]) + (randomness.stream_per_row ? static_cast<uint64_t>(row) : 0);
-    const Draws draws{static_cast<uint64_t>(randomness.seed[row]),
-                      static_cast<uint64_t>(randomness.offset[row]),
-                      static_cast<uint32_t>(stream),
-                      replacement,
-                      out.count,
-                      tokens,
-                      out.stride};
-    kernel.sample(batch.row(from), filters[row], draws, scratch, team);
+    const Draws draws{randomness[row], replacement, out.count, tokens, out.stride};
+    kernel.sample(row_of(batch, from), filters[row], draws, scratch, team);
   });
 }
 
@@ -165,14 +157,14 @@ void filter_logits(const Batch& batch, const BatchFilters& filters, char* out, c
   const Kernels& kernel = kernels();
   const int64_t row_bytes = batch.vocab * (batch.dtype == DType::kFloat32 ? 4 : 2);
   for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
-    kernel.filter_logits(batch.row(row), filters[row], out + row * row_bytes, scratch, team);
+    kernel.filter_logits(row_of(batch, row), filters[row], out + row * row_bytes, scratch, team);
   });
 }
 
 void filtered_probs(const Batch& batch, const BatchFilters& filters, float* out, const Threads& threads) {
   const Kernels& kernel = kernels();
   for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
-    kernel.filtered_probs(batch.row(row), filters[row], out + row * batch.vocab, scratch, team);
+    kernel.filtered_probs(row_of(batch, row), filters[row], out + row * batch.vocab, scratch, team);
   });
 }
 
@@ -180,7 +172,7 @@ void log_probs(const Batch& batch, const BatchFilters& filters, const int64_t* t
                int64_t tokens_stride, int64_t count, float* out, const Threads& threads) {
   const Kernels& kernel = kernels();
   for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
-    kernel.log_probs(batch.row(row), filters[row], tokens + row * tokens_row_stride, tokens_stride, count,
+    kernel.log_probs(row_of(batch, row), filters[row], tokens + row * tokens_row_stride, tokens_stride, count,
                      out + row * count, scratch, team);
   });
 }

@@ -17,54 +17,9 @@ struct Threads {
   Team::Run run;
 };
 
-// A per-row parameter: one number for all rows, or a value per row.
-template <class T>
-struct PerRow {
-  T value;
-  const T* rows;  // null: `value` holds for every row
-  int64_t stride;
-
-  T operator[](int64_t row) const { return rows ? rows[row * stride] : value; }
-};
-
-struct BatchFilters {
-  PerRow<float> temperature;
-  PerRow<int64_t> top_k;
-  PerRow<float> top_p;
-  PerRow<float> min_p;
-  Order order;
-  bool probabilities;
-
-  Filters operator[](int64_t row) const {
-    return {temperature[row], top_k[row], top_p[row], min_p[row], order, probabilities};
-  }
-};
-
-struct BatchRandomness {
-  PerRow<int64_t> seed;
-  PerRow<int64_t> offset;
-  PerRow<int64_t> stream;
-  bool stream_per_row;
-};
-
-struct Batch {
-  const char* data;
-  int64_t rows;
-  int64_t row_stride;  // in bytes
-  int64_t stride;      // in elements
-  int64_t vocab;
-  DType dtype;
-
-  RowView row(int64_t i) const { return {data + i * row_stride, stride, vocab, dtype}; }
-};
-
-struct Tokens {
-  int64_t* data;
-  int64_t rows;
-  int64_t count;
-  int64_t row_stride;
-  int64_t stride;
-};
+FASTSAMPLE_FUNCTION RowView row_of(const Batch& batch, int64_t row) {
+  return {batch.data + row * batch.row_stride, batch.stride, batch.vocab, batch.dtype};
+}
 
 void sample(const Batch& batch, const int64_t* indices, int64_t indices_stride, const BatchFilters& filters,
             const BatchRandomness& randomness, bool replacement, const Tokens& out, const Threads& threads);

@@ -64,7 +64,8 @@ inline void draw(const Survivors<Row, Weight>& kept, const Draws& draws) {
   uint64_t total = running[kept.chunks.count - 1];
   PhiloxWords words{};
   for (int64_t i = 0; i < draws.count; ++i) {
-    if (i % 2 == 0) words = philox(draws.seed, draws.offset, draws.stream, static_cast<uint32_t>(i / 2));
+    if (i % 2 == 0)
+      words = philox(draws.random.seed, draws.random.offset, draws.random.stream, static_cast<uint32_t>(i / 2));
     int64_t& out = draws.tokens[i * draws.tokens_stride];
     if (total == 0) {
       out = -1;

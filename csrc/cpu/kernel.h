@@ -14,12 +14,6 @@ inline void invalid_row(const Draws& draws) {
   for (int64_t i = 0; i < draws.count; ++i) draws.tokens[i * draws.tokens_stride] = -1;
 }
 
-// Law section 1: what makes a row invalid besides its tokens. Each comparison is false for NaN.
-inline bool valid_filters(const Filters& filters) {
-  return (filters.probabilities || filters.temperature >= 0) && filters.top_p >= 0 && filters.top_p <= 1 &&
-         filters.min_p >= 0 && filters.min_p <= 1;
-}
-
 // Step maximum over a team, and whether the row is valid.
 template <class Row>
 inline bool read_row(const Row& row, const Chunks& chunks, const Filters& filters, RowScratch& scratch,
@@ -38,11 +32,6 @@ inline bool read_row(const Row& row, const Chunks& chunks, const Filters& filter
     most = scratch.parts[part].maximum > most ? scratch.parts[part].maximum : most;
   }
   return filters.probabilities ? most > 0 && most < kInfinity : most > -kInfinity;
-}
-
-// Only the first maximum is kept: temperature 0, and top_k 1 whatever the other filters.
-inline bool greedy(const Filters& filters) {
-  return (filters.temperature == 0 && !filters.probabilities) || filters.top_k == 1;
 }
 
 // Calls body(weight) with the weights that the row calls for.

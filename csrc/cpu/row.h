@@ -3,12 +3,10 @@
 
 #include <cstdint>
 
-#include "../law.h"
+#include "../batch.h"
 #include "arithmetic.h"
 
 namespace fastsample::cpu {
-
-enum class DType { kFloat32, kFloat16, kBFloat16 };
 
 // One row of logits (or probabilities) where it lies: `stride` elements from token to token.
 struct RowView {
@@ -18,20 +16,9 @@ struct RowView {
   DType dtype;
 };
 
-struct Filters {
-  float temperature;
-  int64_t top_k;
-  float top_p;
-  float min_p;
-  Order order;
-  bool probabilities;  // the row holds probabilities (law section 5); temperature is not used
-};
-
-// Where a row's draws go and where their random words come from (law section 4).
+// Where a row's draws go and where their random words come from.
 struct Draws {
-  uint64_t seed;
-  uint64_t offset;
-  uint32_t stream;
+  RandomStream random;
   bool replacement;
   int64_t count;
   int64_t* tokens;

@@ -188,8 +188,10 @@ Results run_row(const Case& c, const Row& row, const std::vector<int64_t>& asked
   const RowView view{row.data(), c.stride, c.vocab, c.dtype};
   Results results;
   results.tokens.resize(static_cast<size_t>((c.draws - 1) * c.tokens_stride + 1), -7);
-  const Draws draws{c.seed,         c.seed >> 7, static_cast<uint32_t>(c.seed >> 32),
-                    c.replacement,  c.draws,     results.tokens.data(),
+  const Draws draws{{c.seed, c.seed >> 7, static_cast<uint32_t>(c.seed >> 32)},
+                    c.replacement,
+                    c.draws,
+                    results.tokens.data(),
                     c.tokens_stride};
   kernels.sample(view, c.filters, draws, scratch.get(), team);
   if (c.probabilities) return results;

@@ -1,0 +1,19 @@
+// The CUDA backend without torch: what the binding calls.
+#pragma once
+
+#include <cstddef>
+
+#include "work.h"
+
+namespace fastsample::cuda {
+
+// How `work` would run on the current device. Reads only its sizes.
+Shape shape_for(const Work& work);
+
+// Bytes of device memory that launch() needs, in one allocation aligned to 256 bytes; 0 for most calls.
+size_t workspace_bytes(const Work& work, const Shape& shape);
+
+// Enqueues the work on `stream` (a cudaStream_t). Returns null, or the error's text; nothing is synchronised.
+const char* launch(const Work& work, const Shape& shape, void* workspace, void* stream);
+
+}  // namespace fastsample::cuda

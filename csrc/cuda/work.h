@@ -1,0 +1,46 @@
+// What one launch of the CUDA kernels is given, and how the host asks for it. No torch, no CUDA headers.
+#pragma once
+
+#include "../batch.h"
+
+namespace fastsample::cuda {
+
+enum class Operation : int32_t { kSample, kFilterLogits, kFilteredProbs, kLogProbs };
+
+// One call, in device pointers. Passed to the kernel by value.
+struct Work {
+  Operation operation;
+  Batch batch;
+  int64_t rows;            // output rows; without indices those of the batch
+  const int64_t* indices;  // null, or for each output row its row of the batch
+  int64_t indices_stride;
+  BatchFilters filters;
+  BatchRandomness randomness;  // kSample
+  bool replacement;            // kSample
+  Tokens tokens;               // kSample: drawn
+  ConstTokens wanted;          // kLogProbs: asked for
+  void* out;                   // kFilterLogits: logits' dtype [rows, vocab]; kFilteredProbs: float [rows, vocab];
+                               // kLogProbs: float [rows, wanted.count]; contiguous
+};
+
+// How a row is divided (chosen in policy.h): `blocks` blocks of `threads` threads share it.
+struct Shape {
+  int32_t blocks;
+  int32_t threads;
+  bool cluster;   // the blocks are one thread-block cluster; else, where there are several, the last to arrive finishes
+  bool resident;  // the row stays in registers; else it is read again in each sweep
+};
+
+// The memory that blocks without a cluster leave their findings in: zero bytes where they do not need any.
+struct Workspace {
+  uint32_t* arrivals;  // [rows], zeroed before the launch
+  float* maxima;       // [rows, blocks, threads]
+};
+
+// The device that a shape is chosen for.
+struct Device {
+  int32_t capability;  // 90 for sm_90
+  int32_t multiprocessors;
+};
+
+}  // namespace fastsample::cuda
