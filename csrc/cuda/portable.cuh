@@ -12,6 +12,10 @@
 
 #define SHARED_ARRAY(T, name, count) __shared__ T name[count]
 #define SHARED_VARIABLE(T, name) __shared__ T name
+// The memory whose size the launch chooses, aligned to 16 bytes.
+#define SHARED_DYNAMIC(T, name)                           \
+  extern __shared__ __align__(16) uint8_t name##_bytes[]; \
+  T* const name = reinterpret_cast<T*>(name##_bytes)
 
 namespace fastsample::cuda {
 
@@ -71,6 +75,12 @@ __device__ __forceinline__ float maximum_or_nan(float a, float b) {
 #else
   return a > b || a != a ? a : b;
 #endif
+}
+
+__device__ __forceinline__ float half_to_float(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
 }
 
 // 16 bytes that nobody reads again: they pass the first-level cache by.

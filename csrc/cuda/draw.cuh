@@ -1,0 +1,114 @@
+// Step draw: tokens by inverse transform over integer sums, in index order (law section 4).
+#pragma once
+
+#include "selection.cuh"
+
+namespace fastsample::cuda {
+
+// The words of one row's draws, computed two at a time where they are needed.
+struct Words {
+  RandomStream random;
+
+  __device__ __forceinline__ uint64_t operator[](int64_t draw) const {
+    const PhiloxWords words = philox(random.seed, random.offset, random.stream, static_cast<uint32_t>(draw / 2));
+    return draw % 2 ? words.word[1] : words.word[0];
+  }
+};
+
+// Where one row's draws go.
+struct Draws {
+  Words words;
+  bool replacement;
+  int64_t count;
+  int64_t* tokens;
+  int64_t stride;
+
+  __device__ __forceinline__ void write(int64_t draw, int64_t token) const { tokens[draw * stride] = token; }
+
+  // The same in place of every draw from `first` on; by one block.
+  __device__ __forceinline__ void fill(const Group& group, int64_t first, int64_t token) const {
+    for (int64_t draw = first + group.thread(); draw < count; draw += group.threads()) write(draw, token);
+  }
+};
+
+// In the leading block, from its list: every token knows the interval of the running sum that draws it.
+__device__ __forceinline__ void draw_from_list(Group& group, const List& list, uint32_t size, uint64_t last,
+                                               const Draws& draws) {
+  for (uint32_t i = group.thread(); i < size; i += group.threads())
+    if (list.place[i] < last) list.weight[i] = 0;
+  __syncthreads();
+  uint64_t total = 0;
+  for (uint32_t i = group.thread(); i < size; i += group.threads()) {
+    total += list.weight[i];
+    uint64_t before = 0;
+    for (uint32_t j = 0; j < size; ++j)
+      if (index_of(list.place[j]) < index_of(list.place[i])) before += list.weight[j];
+    list.mass_before[i] = before;  // from here on in index order
+  }
+  total = group.sum_in_block(total);
+  for (int64_t draw = 0; draw < draws.count; ++draw) {
+    if (total == 0) return draws.fill(group, draw, -1);
+    const uint64_t target = multiply_high(draws.words[draw], total);
+    uint64_t taken = 0;
+    for (uint32_t i = group.thread(); i < size; i += group.threads()) {
+      if (target < list.mass_before[i] || target - list.mass_before[i] >= list.weight[i]) continue;
+      draws.write(draw, index_of(list.place[i]));
+      taken = list.weight[i];
+      if (!draws.replacement) list.weight[i] = 0;
+    }
+    if (draws.replacement) continue;
+    taken = group.sum_in_block(taken);
+    for (uint32_t i = group.thread(); i < size; i += group.threads())
+      if (list.mass_before[i] > target) list.mass_before[i] -= taken;
+    total -= taken;
+  }
+}
+
+// From the row: every warp knows the interval of the running sum that its tokens have, and looks for the draws in it.
+template <class Row>
+__device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut, const Draws& draws) {
+  Group& group = sweeps.group;
+  const uint64_t lane_mass = sweeps.lane_mass(cut);
+  uint64_t mine = warp_sum(lane_mass), before;
+  uint64_t total = group.sum(lane_mass, before);
+  int64_t drawn = 0;  // how many draws of a row that is not resident have to be left out
+
+  const auto kept_weight = [&](float x, uint32_t index) -> uint64_t {
+    if (!cut.keeps(x, index)) return 0;
+    for (int64_t draw = 0; draw < drawn; ++draw)
+      if (draws.tokens[draw * draws.stride] == index) return 0;
+    return sweeps.weight(x);
+  };
+
+  // Draws that do not depend on each other are looked for 32 at a time.
+  const int64_t together = draws.replacement ? 32 : 1;
+  for (int64_t first = 0; first < draws.count; first += together) {
+    if (total == 0) {
+      if (group.leads()) draws.fill(group, first, -1);
+      return;
+    }
+    const int64_t draw = first + (draws.replacement ? group.lane : 0);
+    const uint64_t target = multiply_high(draws.words[draw], total);
+    const bool here = draw < draws.count && target >= before && target - before < mine;
+    uint32_t found = __ballot_sync(kAllLanes, here) & (draws.replacement ? kAllLanes : 1u);
+    uint64_t taken = 0;
+    while (found) {
+      const int lane = __ffs(static_cast<int>(found)) - 1;
+      found &= found - 1;
+      const uint64_t inside = __shfl_sync(kAllLanes, target - before, lane);
+      const uint32_t token = sweeps.locate(inside, kept_weight, taken);
+      if (group.lane == 0) {
+        draws.write(first + lane, token);
+        if (Row::kStays && !draws.replacement) sweeps.row.remove(token, group.lane);
+      }
+    }
+    if (draws.replacement) continue;
+    if (!Row::kStays) ++drawn;
+    mine -= taken;
+    taken = group.tell(group.lane == 0 ? taken : 0);
+    if (target < before) before -= taken;
+    total -= taken;
+  }
+}
+
+}  // namespace fastsample::cuda

@@ -1,0 +1,11 @@
+// The kernels by address. Each dtype is compiled in a file of its own, so that ninja builds them at the same time.
+#pragma once
+
+namespace fastsample::cuda {
+
+// The kernel that keeps its row on the chip, or the one that reads it again.
+const void* float32_kernel(bool resident);
+const void* float16_kernel(bool resident);
+const void* bfloat16_kernel(bool resident);
+
+}  // namespace fastsample::cuda

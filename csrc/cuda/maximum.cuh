@@ -1,0 +1,60 @@
+// Step maximum: the row's largest token, whether the row is valid, and many tokens that are large, for the step bound.
+#pragma once
+
+#include "group.cuh"
+#include "load.cuh"
+
+namespace fastsample::cuda {
+
+// The maxima of disjoint parts of the row, the same in every block: k of them bound the k-th largest token from below.
+constexpr uint32_t kMaxima = 2048;
+constexpr uint32_t kFewMaxima = kMaxThreads;  // one for each thread of a block, where that is enough
+
+// The largest of a lane's tokens; NaN if one of them, or a negative probability, makes the row invalid.
+template <class Element, bool kResident>
+__device__ __forceinline__ float load_and_maximum(Row<Element, kResident>& row, uint32_t lane, bool probabilities) {
+  constexpr int kTokens = Row<Element, kResident>::kTokens;
+  float largest = -kInfinity;
+  bool negative = false;
+  row.load(lane, [&](const float (&x)[kTokens], uint32_t index) {
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) largest = maximum_or_nan(largest, x[i]);
+    if (probabilities) {
+#pragma unroll
+      for (int i = 0; i < kTokens; ++i) negative |= x[i] < 0 && index + i < row.vocab;
+    }
+  });
+  return negative ? __uint_as_float(0x7FC00000u) : largest;
+}
+
+// Shares the threads' maxima with every block, as those of groups of lanes so wide that no more than `limit` remain.
+// Returns how many.
+__device__ __forceinline__ uint32_t share_maxima(Group& group, float largest, uint32_t limit, float* maxima) {
+  uint32_t width = 1;
+  while (width < 32 && group.blocks * group.threads() / width > limit) {
+    largest = maximum_or_nan(largest, __shfl_xor_sync(kAllLanes, largest, static_cast<int>(width)));
+    width *= 2;
+  }
+  const uint32_t place = (group.rank * group.threads() + group.thread()) / width;
+  if (group.lane % width == 0)
+    for (uint32_t block = 0; block < group.blocks; ++block) *group.in_block(maxima + place, block) = largest;
+  group.sync();
+  return group.blocks * group.threads() / width;
+}
+
+// Each warp for itself, which costs less than a barrier.
+__device__ __forceinline__ float largest_of(const Group& group, const float* maxima, uint32_t count) {
+  float largest = -kInfinity;
+  for (uint32_t i = group.lane; i < count; i += 32) largest = maximum_or_nan(largest, maxima[i]);
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    largest = maximum_or_nan(largest, __shfl_xor_sync(kAllLanes, largest, distance));
+  return largest;
+}
+
+// Law section 1; a comparison with NaN is false.
+__device__ __forceinline__ bool valid_maximum(float largest, bool probabilities) {
+  return probabilities ? largest > 0 && largest < kInfinity : largest > -kInfinity;
+}
+
+}  // namespace fastsample::cuda

@@ -1,0 +1,86 @@
+// How a call is divided over a GPU: the launch table. Chosen by capacity and by counting; none of it has been measured
+// yet, since no GPU has run it.
+#pragma once
+
+#include <cstddef>
+
+#include "work.h"
+
+namespace fastsample::cuda {
+
+constexpr int32_t kThreads = 512;
+constexpr int32_t kPortableBlocks = 8;  // the largest cluster that every device with clusters can run
+constexpr int32_t kLargestBlocks = 16;
+constexpr int64_t kStaticShared = 32 << 10;  // more than the kernels declare; a test compares
+
+// Shared memory that one block can have, by compute capability (CUDA programming guide, "technical specifications").
+constexpr int64_t shared_memory(int32_t capability) {
+  if (capability < 80) return 64 << 10;
+  if (capability == 86 || capability == 89 || capability >= 120) return 99 << 10;
+  if (capability < 90) return 163 << 10;
+  return 227 << 10;
+}
+
+constexpr int64_t bytes_per_token(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : 2;
+}
+
+// Vectors of 16 bytes of one row, wherever it starts.
+constexpr int64_t vectors_of_row(const Work& work) {
+  const int64_t per_vector = 16 / bytes_per_token(work.batch.dtype);
+  return (work.batch.vocab + per_vector - 1 + per_vector - 1) / per_vector;
+}
+
+// Dynamic shared memory of a block: its share of the row, as load.cuh deals it out.
+constexpr int64_t resident_bytes(const Work& work, int32_t blocks, int32_t threads) {
+  const int64_t lanes = static_cast<int64_t>(blocks) * threads;
+  return (vectors_of_row(work) + lanes - 1) / lanes * threads * 16;
+}
+
+constexpr Shape choose_shape(const Work& work, const Device& device) {
+  const bool clusters = device.capability >= 90;
+  const int64_t vectors = vectors_of_row(work);
+  // Two vectors a thread and more, so that a short row is not spread over threads that find nothing to do.
+  int32_t threads = 32;
+  while (threads < kThreads && threads * 2 <= vectors) threads *= 2;
+
+  const int64_t largest_share = shared_memory(device.capability) - kStaticShared;
+  // Half of what an SM has, so that one block's loads overlap another's search.
+  const int64_t wanted_share = shared_memory(device.capability) / 2 - kStaticShared;
+  int32_t blocks = 1;
+  if (clusters) {
+    const auto halves = [&](int32_t more) { return resident_bytes(work, more, threads) > wanted_share; };
+    const auto idle = [&](int32_t more) {
+      return work.rows * more * 2 <= device.multiprocessors && vectors >= static_cast<int64_t>(more) * 2 * threads;
+    };
+    while (blocks < kPortableBlocks && (halves(blocks) || idle(blocks))) blocks *= 2;
+    if (resident_bytes(work, blocks, threads) > largest_share) blocks = kLargestBlocks;
+    if (resident_bytes(work, blocks, threads) > largest_share) return {kPortableBlocks, threads, true, false};
+    return {blocks, threads, blocks > 1, true};
+  }
+  while (blocks < kLargestBlocks && work.rows * blocks * 2 <= device.multiprocessors &&
+         vectors >= static_cast<int64_t>(blocks) * 4 * threads)
+    blocks *= 2;
+  return {blocks, threads, false, blocks == 1 && resident_bytes(work, 1, threads) <= largest_share};
+}
+
+constexpr bool needs_workspace(const Shape& shape) {
+  return !shape.cluster && shape.blocks > 1;
+}
+
+// The arrivals, rounded up to 256 bytes, then the maxima.
+constexpr size_t arrivals_bytes(const Work& work) {
+  return (static_cast<size_t>(work.rows) * sizeof(uint32_t) + 255) / 256 * 256;
+}
+constexpr size_t workspace_size(const Work& work, const Shape& shape) {
+  if (!needs_workspace(shape)) return 0;
+  return arrivals_bytes(work) + static_cast<size_t>(work.rows) * static_cast<size_t>(shape.blocks) *
+                                    static_cast<size_t>(shape.threads) * sizeof(float);
+}
+inline Workspace workspace_in(void* memory, const Work& work, const Shape& shape) {
+  if (!needs_workspace(shape)) return {nullptr, nullptr};
+  char* const bytes = static_cast<char*>(memory);
+  return {reinterpret_cast<uint32_t*>(bytes), reinterpret_cast<float*>(bytes + arrivals_bytes(work))};
+}
+
+}  // namespace fastsample::cuda
