@@ -19,9 +19,11 @@ __device__ __forceinline__ float value_of_rank(uint32_t rank) {
 __device__ __forceinline__ float bound_of_count(const Group& group, const float* maxima, uint32_t count, int64_t k) {
   constexpr int kLowestBit = 10;
   uint32_t bound = 0;
+#pragma unroll 1
   for (int bit = 31; bit >= kLowestBit; --bit) {
     const uint32_t higher = bound | (1u << bit);
     int64_t reach = 0;
+#pragma unroll 1
     for (uint32_t begin = 0; begin < count; begin += group.threads()) {
       const uint32_t i = begin + group.thread();
       reach += __syncthreads_count(i < count && rank_of(maxima[i]) >= higher);

@@ -34,21 +34,16 @@ struct Sweeps {
   __device__ __forceinline__ uint64_t lane_mass(Cut base) const {
     uint64_t sum = 0;
     if (!(reach >= base.logit)) return 0;
+    const bool all = base.logit == -kFloatMax && base.end == everything().end;
     row.sweep([&](const float (&x)[kTokens], uint32_t index) {
-      uint64_t w[kTokens];
-      if (base.logit == -kFloatMax && base.end == everything().end) {  // all: -inf weighs nothing
-        weight(x, w);
-      } else {
-        bool any = false;
-#pragma unroll
-        for (int i = 0; i < kTokens; ++i) any |= x[i] >= base.logit;
-        if (!any) return;
-        weight(x, w);
-#pragma unroll
-        for (int i = 0; i < kTokens; ++i) w[i] = base.keeps(x[i], index + i) ? w[i] : 0;
+      if (all) {  // -inf weighs nothing
+        sum += weight.sum(x, [](int) { return true; });
+        return;
       }
+      bool any = false;
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) sum += w[i];
+      for (int i = 0; i < kTokens; ++i) any |= x[i] >= base.logit;
+      if (any) sum += weight.sum(x, [&](int i) { return base.keeps(x[i], index + i); });
     });
     return sum;
   }
@@ -59,32 +54,31 @@ struct Sweeps {
   // token measures.
   template <class MeasureOf>
   __device__ __forceinline__ uint32_t locate(uint64_t target, const MeasureOf& measure_of, uint64_t& measured) const {
+#pragma unroll 1
     for (uint32_t v = 0; v < row.vectors; ++v) {
       float x[kTokens];
-      uint64_t m[kTokens], sum = 0;
       row.vector(v, x);
       const uint32_t index = row.index(v);
+      uint64_t sum = 0;
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) {
-        m[i] = measure_of(x[i], index + i);
-        sum += m[i];
-      }
+      for (int i = 0; i < kTokens; ++i) sum += measure_of(x[i], index + i);
       const uint64_t running = warp_scan(sum, group.lane);
       const uint64_t all = __shfl_sync(kAllLanes, running, 31);
       if (target >= all) {
         target -= all;
         continue;
       }
+      // Measured anew, once a draw: to keep what the lane measured would take 16 registers that 64 do not have.
       const int passes = __ffs(static_cast<int>(__ballot_sync(kAllLanes, running > target))) - 1;
       uint64_t rest = target - (running - sum);
       uint32_t token = index;
-      measured = m[0];
 #pragma unroll
-      for (int i = 0; i + 1 < kTokens; ++i) {
-        if (rest < m[i] || token != index + i) continue;
-        rest -= m[i];
+      for (int i = 0; i < kTokens; ++i) {
+        if (token != index + i) continue;
+        measured = measure_of(x[i], index + i);
+        if (rest < measured) continue;
+        rest -= measured;
         ++token;
-        measured = m[i + 1];
       }
       measured = __shfl_sync(kAllLanes, measured, passes);
       return __shfl_sync(kAllLanes, token, passes);
@@ -115,6 +109,7 @@ struct Sweeps {
   // One round: sums what lies between two logits into buckets of their ordered bit patterns. Every block gets all sums.
   __device__ __forceinline__ void make_histogram(Measure measure, Cut base, uint32_t low, uint32_t high,
                                                  uint32_t shift) const {
+#pragma unroll 1
     for (uint32_t bucket = group.thread(); bucket < kBuckets; bucket += group.threads()) {
       histogram.count[bucket] = 0;
       histogram.mass[bucket] = 0;
@@ -134,6 +129,7 @@ struct Sweeps {
         }
       });
     group.sync();
+#pragma unroll 1
     for (uint32_t bucket = group.thread(); bucket < kBuckets; bucket += group.threads()) {
       uint64_t mass = 0;
       uint32_t count = 0;
@@ -153,12 +149,14 @@ struct Sweeps {
     constexpr uint32_t kPerLane = kBuckets / 32;
     const uint32_t highest = kBuckets - 1 - group.lane * kPerLane;
     uint64_t sum = 0;
+#pragma unroll 1
     for (uint32_t i = 0; i < kPerLane; ++i) sum += histogram.merged_mass[highest - i];
     const uint64_t running = above + warp_scan(sum, group.lane);
     const uint32_t reached = __ballot_sync(kAllLanes, running >= target);
     if (reached == 0) return kBuckets;
     uint64_t before = running - sum;
     uint32_t bucket = highest;
+#pragma unroll 1
     for (uint32_t i = 0; i + 1 < kPerLane; ++i) {
       const uint64_t next = before + histogram.merged_mass[bucket];
       if (next >= target) break;
@@ -189,8 +187,8 @@ struct Sweeps {
       if (bucket == kBuckets) return base;
       const uint32_t count = histogram.merged_count[bucket];
       low += bucket << shift;
-      const uint32_t last = low + ((1u << shift) - 1);
-      high = last < high ? last : high;
+      const uint32_t span = (1u << shift) - 1;
+      if (high - low > span) high = low + span;
       if (low < high && count <= kListSize) return cut_list(measure, base, low, high, target - above);
     }
   }
@@ -202,6 +200,7 @@ struct Sweeps {
     uint64_t found = 0;
     if (group.leads()) {
       rank_list(group, weight, size, list);
+#pragma unroll 1
       for (uint32_t i = group.thread(); i < size; i += group.threads()) {
         const uint64_t before = measure == Measure::kMass ? list.mass_before[i] : list.count_before[i];
         const uint64_t measured = measure == Measure::kMass ? list.weight[i] : 1;

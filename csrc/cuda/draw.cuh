@@ -5,28 +5,24 @@
 
 namespace fastsample::cuda {
 
-// The words of one row's draws, computed two at a time where they are needed.
-struct Words {
-  RandomStream random;
-
-  __device__ __forceinline__ uint64_t operator[](int64_t draw) const {
-    const PhiloxWords words = philox(random.seed, random.offset, random.stream, static_cast<uint32_t>(draw / 2));
-    return draw % 2 ? words.word[1] : words.word[0];
-  }
-};
-
-// Where one row's draws go.
+// One row's draws: where their random words come from, and where they go.
 struct Draws {
-  Words words;
+  const RandomStream& random;
   bool replacement;
   int64_t count;
   int64_t* tokens;
   int64_t stride;
 
+  __device__ __forceinline__ uint64_t word(int64_t draw) const {
+    const PhiloxWords words = philox(random.seed, random.offset, random.stream, static_cast<uint32_t>(draw / 2));
+    return draw % 2 ? words.word[1] : words.word[0];
+  }
+
   __device__ __forceinline__ void write(int64_t draw, int64_t token) const { tokens[draw * stride] = token; }
 
   // The same in place of every draw from `first` on; by one block.
   __device__ __forceinline__ void fill(const Group& group, int64_t first, int64_t token) const {
+#pragma unroll 1
     for (int64_t draw = first + group.thread(); draw < count; draw += group.threads()) write(draw, token);
   }
 };
@@ -34,10 +30,12 @@ struct Draws {
 // In the leading block, from its list: every token knows the interval of the running sum that draws it.
 __device__ __forceinline__ void draw_from_list(Group& group, const List& list, uint32_t size, uint64_t last,
                                                const Draws& draws) {
+#pragma unroll 1
   for (uint32_t i = group.thread(); i < size; i += group.threads())
     if (list.place[i] < last) list.weight[i] = 0;
   __syncthreads();
   uint64_t total = 0;
+#pragma unroll 1
   for (uint32_t i = group.thread(); i < size; i += group.threads()) {
     total += list.weight[i];
     uint64_t before = 0;
@@ -46,10 +44,12 @@ __device__ __forceinline__ void draw_from_list(Group& group, const List& list, u
     list.mass_before[i] = before;  // from here on in index order
   }
   total = group.sum_in_block(total);
+#pragma unroll 1
   for (int64_t draw = 0; draw < draws.count; ++draw) {
     if (total == 0) return draws.fill(group, draw, -1);
-    const uint64_t target = multiply_high(draws.words[draw], total);
+    const uint64_t target = multiply_high(draws.word(draw), total);
     uint64_t taken = 0;
+#pragma unroll 1
     for (uint32_t i = group.thread(); i < size; i += group.threads()) {
       if (target < list.mass_before[i] || target - list.mass_before[i] >= list.weight[i]) continue;
       draws.write(draw, index_of(list.place[i]));
@@ -58,6 +58,7 @@ __device__ __forceinline__ void draw_from_list(Group& group, const List& list, u
     }
     if (draws.replacement) continue;
     taken = group.sum_in_block(taken);
+#pragma unroll 1
     for (uint32_t i = group.thread(); i < size; i += group.threads())
       if (list.mass_before[i] > target) list.mass_before[i] -= taken;
     total -= taken;
@@ -75,6 +76,7 @@ __device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut
 
   const auto kept_weight = [&](float x, uint32_t index) -> uint64_t {
     if (!cut.keeps(x, index)) return 0;
+#pragma unroll 1
     for (int64_t draw = 0; draw < drawn; ++draw)
       if (draws.tokens[draw * draws.stride] == index) return 0;
     return sweeps.weight(x);
@@ -82,13 +84,14 @@ __device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut
 
   // Draws that do not depend on each other are looked for 32 at a time.
   const int64_t together = draws.replacement ? 32 : 1;
+#pragma unroll 1
   for (int64_t first = 0; first < draws.count; first += together) {
     if (total == 0) {
       if (group.leads()) draws.fill(group, first, -1);
       return;
     }
     const int64_t draw = first + (draws.replacement ? group.lane : 0);
-    const uint64_t target = multiply_high(draws.words[draw], total);
+    const uint64_t target = multiply_high(draws.word(draw), total);
     const bool here = draw < draws.count && target >= before && target - before < mine;
     uint32_t found = __ballot_sync(kAllLanes, here) & (draws.replacement ? kAllLanes : 1u);
     uint64_t taken = 0;

@@ -68,9 +68,11 @@ __device__ __forceinline__ uint32_t gather(Group& group, const Row& row, float r
   __syncthreads();
   const uint64_t* const sizes = group.exchange(*list.size);  // the same from each warp of a block
   uint32_t total = 0;
+#pragma unroll 1
   for (uint32_t block = 0; block < group.blocks; ++block) total += static_cast<uint32_t>(sizes[block * group.warps]);
   if (total > kListSize) return total;
   if (group.leads())
+#pragma unroll 1
     for (uint32_t i = group.thread(); i < total; i += group.threads()) {
       uint32_t block = 0, at = i;
       while (at >= sizes[block * group.warps]) at -= static_cast<uint32_t>(sizes[block++ * group.warps]);
@@ -82,8 +84,10 @@ __device__ __forceinline__ uint32_t gather(Group& group, const Row& row, float r
 
 // Weighs and ranks the leading block's list.
 __device__ __forceinline__ void rank_list(const Group& group, const Weight& weight, uint32_t size, const List& list) {
+#pragma unroll 1
   for (uint32_t i = group.thread(); i < size; i += group.threads()) list.weight[i] = weight(logit_of(list.place[i]));
   __syncthreads();
+#pragma unroll 1
   for (uint32_t i = group.thread(); i < size; i += group.threads()) {
     const uint64_t mine = list.place[i];
     uint64_t mass = 0;

@@ -75,6 +75,7 @@ struct Group {
   __device__ __forceinline__ uint64_t sum(uint64_t value, uint64_t& before) {
     const uint64_t* const all = exchange(warp_sum(value));
     uint64_t total = 0, earlier = 0;
+#pragma unroll 1
     for (uint32_t other = lane; other < blocks * warps; other += 32) {
       total += all[other];
       if (other < number()) earlier += all[other];
@@ -108,6 +109,7 @@ struct Group {
       value = other < value ? other : value;
     }
     const uint64_t* const all = exchange(value);
+#pragma unroll 1
     for (uint32_t other = 0; other < blocks * warps; ++other)
       value = all[other] < value ? static_cast<uint32_t>(all[other]) : value;
     return value;

@@ -26,10 +26,9 @@ struct Output {
   const Work& work;
   int64_t row;
 
-  __device__ Draws draws() const {
+  __device__ Draws draws(const RandomStream& random) const {
     const Tokens& tokens = work.tokens;
-    return {
-        {work.randomness[row]}, work.replacement, tokens.count, tokens.data + row * tokens.row_stride, tokens.stride};
+    return {random, work.replacement, tokens.count, tokens.data + row * tokens.row_stride, tokens.stride};
   }
   template <class T>
   __device__ T* values(int64_t count) const {
@@ -40,11 +39,12 @@ struct Output {
   template <class Element>
   __device__ void write_invalid(const Group& group) const {
     const auto fill = [&](auto* out, int64_t count, auto value) {
+#pragma unroll 1
       for (int64_t i = group.rank * group.threads() + group.thread(); i < count; i += group.blocks * group.threads())
         out[i] = value;
     };
     if (work.operation == Operation::kSample) {
-      if (group.leads()) draws().fill(group, 0, -1);
+      if (group.leads()) draws({}).fill(group, 0, -1);
     } else if (work.operation == Operation::kFilterLogits) {
       fill(values<Element>(work.batch.vocab), work.batch.vocab, element_of<Element>(nan_bits<Element>()));
     } else {
@@ -85,7 +85,7 @@ __device__ __forceinline__ void write_row(const Sweeps<Row>& sweeps, const Kept&
   if (work.operation == Operation::kFilteredProbs)
     write_probabilities(sweeps, cut, total, output.values<float>(vocab));
   else
-    write_log_probabilities(sweeps, cut, total, work.wanted, output.row, output.values<float>(work.wanted.count));
+    write_log_probabilities<Element>(sweeps, cut, total, work, output.row, output.values<float>(work.wanted.count));
 }
 
 // Whether this block is the last of its row's to have got here. What the others wrote before is then to be seen.
@@ -118,43 +118,51 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   SHARED_VARIABLE(uint32_t, gathered_size);
   SHARED_VARIABLE(uint32_t, arrived);
 
+  SHARED_VARIABLE(Filters, filters_of_row);
+  SHARED_VARIABLE(RandomStream, random_of_row);
+
+  wait_for_earlier_kernels();
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const uint32_t blocks = static_cast<uint32_t>(shape.blocks);
   const bool alone = !shape.cluster || blocks == 1;
   Group group{lane, warp, warps, alone ? 0 : cluster_rank(), alone ? 1 : blocks, mailbox, block_mailbox, 0, 0};
-  if (!alone) cluster_arrive();  // waited for once the row is loaded: then all blocks run and can be written to
-  wait_for_earlier_kernels();
-
   const Output output{work, blockIdx.x / blocks};
-  const int64_t from = work.indices ? work.indices[output.row * work.indices_stride] : output.row;
-  const bool exists = from >= 0 && from < work.batch.rows;
   const Filters filters = work.filters[output.row];
-  const int64_t source = exists ? from : 0;
+  const int64_t source = work.indices ? work.indices[output.row * work.indices_stride] : output.row;
+  if (!(source >= 0 && source < work.batch.rows && valid_filters(filters))) {
+    if (!alone || blockIdx.x % blocks == 0) output.write_invalid<Element>(group);
+    return;
+  }
+  if (!alone) cluster_arrive();  // waited for once the row is loaded: then all blocks run and can be written to
+  if (group.thread() == 0) {     // a dozen registers less; read after the barrier of share_maxima
+    filters_of_row = filters;
+    if (work.operation == Operation::kSample) random_of_row = work.randomness[output.row];
+  }
 
   float largest, reach;
-  if (!kResident && alone && blocks > 1) {
+  Row<Element, kResident> row(work.batch, source, group.number(), group.blocks * warps, warp, lane, row_memory);
+  if (kResident || !alone || blocks == 1) {
+    largest = load_and_maximum(row, lane, filters.probabilities);
+    reach = largest;
+  } else {
     const uint32_t part = blockIdx.x % blocks;
     Row<Element, false> slice(work.batch, source, part * warps + warp, blocks * warps, warp, lane, row_memory);
     float* const maxima_of_row = workspace.maxima + output.row * blocks * blockDim.x + threadIdx.x;
     maxima_of_row[part * blockDim.x] = load_and_maximum(slice, lane, filters.probabilities);
     if (!last_to_arrive(workspace.arrivals + output.row, blocks, &arrived)) return;
     largest = -kInfinity;
+#pragma unroll 1
     for (uint32_t block = 0; block < blocks; ++block)
       largest = maximum_or_nan(largest, *const_cast<volatile float*>(maxima_of_row + block * blockDim.x));
     reach = kInfinity;  // these maxima are of other tokens than this thread's
   }
-  Row<Element, kResident> row(work.batch, source, group.number(), group.blocks * warps, warp, lane, row_memory);
-  if (kResident || !alone || blocks == 1) {
-    largest = load_and_maximum(row, lane, filters.probabilities);
-    reach = largest;
-  }
   if (!alone) cluster_wait();
 
+  const bool probabilities = filters.probabilities;
   const bool few = !(filters.top_k > kFewK && filters.top_k <= kLargestBoundedK);
   const uint32_t maxima_count = share_maxima(group, largest, few ? kFewMaxima : kMaxima, maxima);
   const float most = largest_of(group, maxima, maxima_count);
-  if (!exists || !valid_filters(filters) || !valid_maximum(most, filters.probabilities))
-    return output.write_invalid<Element>(group);
+  if (!valid_maximum(most, probabilities)) return output.write_invalid<Element>(group);
 
   const Weight weight(filters, most, work.batch.vocab);
   const Sweeps<Row<Element, kResident>> sweeps{group,
@@ -163,11 +171,11 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
                                                reach,
                                                {&gathered_size, gathered, place, weights, mass_before, count_before},
                                                {bucket_count, bucket_mass, merged_count, merged_mass}};
-  const Selection<Row<Element, kResident>> selection{sweeps, filters, maxima, maxima_count};
-  const bool only_maximum = greedy(filters);
+  const Selection<Row<Element, kResident>> selection{sweeps, filters_of_row, maxima, maxima_count};
+  const bool only_maximum = greedy(filters_of_row);
   const Kept kept = only_maximum ? Kept{{most, first_maximum(sweeps) + 1}, 0, false, 0} : selection.select();
   if (work.operation == Operation::kSample)
-    sample_row(sweeps, kept, only_maximum, output.draws());
+    sample_row(sweeps, kept, only_maximum, output.draws(random_of_row));
   else
     write_row<Element>(sweeps, kept, output);
 }

@@ -37,6 +37,7 @@ __device__ __forceinline__ uint32_t share_maxima(Group& group, float largest, ui
   }
   const uint32_t place = (group.rank * group.threads() + group.thread()) / width;
   if (group.lane % width == 0)
+#pragma unroll 1
     for (uint32_t block = 0; block < group.blocks; ++block) *group.in_block(maxima + place, block) = largest;
   group.sync();
   return group.blocks * group.threads() / width;

@@ -85,6 +85,7 @@ struct Selection {
       uint64_t base = whole_mass;
       if (!base_is_everything()) {
         uint64_t mass = 0;
+#pragma unroll 1
         for (uint32_t i = group.thread(); i < size; i += group.threads())
           if (within_k(i) && (filters.order == Order::kTopKFirst || heavy(i))) mass += list.weight[i];
         base = group.sum_in_block(mass);
@@ -92,6 +93,7 @@ struct Selection {
       target = mass_bound(filters.top_p, base);
       if (!complete) {
         uint64_t mass = 0;
+#pragma unroll 1
         for (uint32_t i = group.thread(); i < size; i += group.threads()) mass += list.weight[i];
         if (group.sum_in_block(mass) < target) return 0;
       }
@@ -99,9 +101,11 @@ struct Selection {
     // The kept tokens are a prefix of the ranking, so how many there are says which.
     uint64_t kept = 0;
     const auto keeps = [&](uint32_t i) { return within_k(i) && heavy(i) && list.mass_before[i] < target; };
+#pragma unroll 1
     for (uint32_t i = group.thread(); i < size; i += group.threads()) kept += keeps(i);
     kept = group.sum_in_block(kept);
     uint64_t last = 0;
+#pragma unroll 1
     for (uint32_t i = group.thread(); i < size; i += group.threads())
       if (list.count_before[i] + 1 == kept) last = list.place[i];
     return group.sum_in_block(last);

@@ -79,16 +79,21 @@ struct Weight {
     return kind == kLogits ? of_exponent(exponent(x)) : of_special(x);
   }
 
-  // The weights of a vector: the kind is asked once.
-  template <int kTokens>
-  __device__ __forceinline__ void operator()(const float (&x)[kTokens], uint64_t (&w)[kTokens]) const {
+  // What the tokens of a vector for which keeps(i) holds weigh together: the kind is asked once a vector.
+  template <int kTokens, class Keeps>
+  __device__ __forceinline__ uint64_t sum(const float (&x)[kTokens], const Keeps& keeps) const {
+    uint64_t total = 0;
     if (kind == kLogits) {
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) w[i] = of_exponent(__fmul_rn(__fsub_rn(x[i], most), scale0));
+      for (int i = 0; i < kTokens; ++i) {
+        const uint64_t w = of_exponent(__fmul_rn(__fsub_rn(x[i], most), scale0));
+        total += keeps(i) ? w : 0;
+      }
     } else {
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) w[i] = of_special(x[i]);
+      for (int i = 0; i < kTokens; ++i) total += keeps(i) ? of_special(x[i]) : 0;
     }
+    return total;
   }
 };
 

@@ -52,6 +52,7 @@ __device__ __forceinline__ void store_vector(Element* out, uint32_t index, uint3
 template <class Element, class Row>
 __device__ __forceinline__ void write_filtered_logits(const Sweeps<Row>& sweeps, Cut cut, Element* out) {
   constexpr int kTokens = Row::kTokens;
+#pragma unroll 1
   for (uint32_t v = 0; v < sweeps.row.vectors; ++v) {
     const uint4 raw = sweeps.row.raw_vector(v);
     const uint32_t index = sweeps.row.index(v);
@@ -80,21 +81,24 @@ __device__ __forceinline__ void write_probabilities(const Sweeps<Row>& sweeps, C
   });
 }
 
-template <class Row>
+template <class Element, class Row>
 __device__ __forceinline__ void write_log_probabilities(const Sweeps<Row>& sweeps, Cut cut, uint64_t total,
-                                                        const ConstTokens& wanted, int64_t row, float* out) {
+                                                        const Work& work, int64_t row, float* out) {
   const Group& group = sweeps.group;
   const float others = __fmul_rn(static_cast<float>(total - kLargestWeight), 0x1p-40f);
   const float normaliser = log1pf(others);
   constexpr float kLn2 = 0x1.62e430p-1f;
+  const Element* const logits = reinterpret_cast<const Element*>(work.batch.data + row * work.batch.row_stride);
+  const ConstTokens& wanted = work.wanted;
+#pragma unroll 1
   for (int64_t i = group.rank * group.threads() + group.thread(); i < wanted.count;
        i += group.blocks * group.threads()) {
     const int64_t token = wanted.data[row * wanted.row_stride + i * wanted.stride];
-    if (token < 0 || token >= sweeps.row.vocab) {
+    if (token < 0 || token >= work.batch.vocab) {
       out[i] = __uint_as_float(nan_bits<float>());
       continue;
     }
-    const float x = widen(sweeps.row.data[token * sweeps.row.stride]);
+    const float x = widen(logits[token * work.batch.stride]);
     const float d = sweeps.weight.exponent(x);
     const bool kept = cut.keeps(x, static_cast<uint32_t>(token)) && d > -kInfinity;
     out[i] = kept ? -__fadd_rn(__fmul_rn(-d, kLn2), normaliser) : -kInfinity;
