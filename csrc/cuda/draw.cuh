@@ -69,7 +69,7 @@ __device__ __forceinline__ void draw_from_list(Group& group, const List& list, u
 template <class Row>
 __device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut, const Draws& draws) {
   Group& group = sweeps.group;
-  const uint64_t lane_mass = sweeps.lane_mass(cut);
+  const uint64_t lane_mass = sweeps.lane_measure(Measure::kMass, cut);
   uint64_t mine = warp_sum(lane_mass), before;
   uint64_t total = group.sum(lane_mass, before);
   int64_t drawn = 0;  // how many draws of a row that is not resident have to be left out

@@ -112,9 +112,9 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   SHARED_ARRAY(uint64_t, mass_before, kListSize);
   SHARED_ARRAY(uint32_t, count_before, kListSize);
   SHARED_ARRAY(uint32_t, bucket_count, kBuckets);
-  SHARED_ARRAY(uint64_t, bucket_mass, kBuckets);
+  SHARED_ARRAY(uint32_t, bucket_mass, 2 * kBuckets);
   SHARED_ARRAY(uint32_t, merged_count, kBuckets);
-  SHARED_ARRAY(uint64_t, merged_mass, kBuckets);
+  SHARED_ARRAY(uint64_t, merged_measured, kBuckets);
   SHARED_VARIABLE(uint32_t, gathered_size);
   SHARED_VARIABLE(uint32_t, arrived);
 
@@ -165,13 +165,10 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   if (!valid_maximum(most, probabilities)) return output.write_invalid<Element>(group);
 
   const Weight weight(filters, most, work.batch.vocab);
-  const Sweeps<Row<Element, kResident>> sweeps{group,
-                                               row,
-                                               weight,
-                                               reach,
-                                               {&gathered_size, gathered, place, weights, mass_before, count_before},
-                                               {bucket_count, bucket_mass, merged_count, merged_mass}};
-  const Selection<Row<Element, kResident>> selection{sweeps, filters_of_row, maxima, maxima_count};
+  const Sweeps<Row<Element, kResident>> sweeps{
+      group, row, weight, reach, {&gathered_size, gathered, place, weights, mass_before, count_before}};
+  const Histogram histogram{bucket_count, bucket_mass, merged_count, merged_measured};
+  const Selection<Row<Element, kResident>> selection{sweeps, histogram, filters_of_row, maxima, maxima_count};
   const bool only_maximum = greedy(filters_of_row);
   const Kept kept = only_maximum ? Kept{{most, first_maximum(sweeps) + 1}, 0, false, 0} : selection.select();
   if (work.operation == Operation::kSample)

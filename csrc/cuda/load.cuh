@@ -177,11 +177,11 @@ struct Row {
     memcpy(tokens + place, &nothing, sizeof(Element));
   }
 
-  // One sweep over the lane's tokens after the first: body(x, index) for each vector. All lanes of a warp are together.
+  // One sweep over the lane's tokens after the first: body(x, index) for every `step`-th vector.
   template <class Body>
-  __device__ __forceinline__ void sweep(const Body& body) const {
+  __device__ __forceinline__ void sweep(const Body& body, uint32_t step = 1) const {
 #pragma unroll 1
-    for (uint32_t v = 0; v < vectors; ++v) {
+    for (uint32_t v = 0; v < vectors; v += step) {
       float x[kTokens];
       vector(v, x);
       body(x, index(v));

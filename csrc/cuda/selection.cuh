@@ -24,6 +24,7 @@ struct Kept {
 template <class Row>
 struct Selection {
   const Sweeps<Row>& sweeps;
+  const Histogram& histogram;
   const Filters& filters;
   const float* maxima;
   uint32_t maxima_count;
@@ -119,11 +120,15 @@ struct Selection {
     if (!has_top_k() && filters.order == Order::kMinPFirst) base = min_p;
 #pragma unroll 1
     for (int filter = has_top_k() ? 0 : 1; filter < (has_top_p() ? 2 : 1); ++filter) {
-      const bool top_p = filter == 1;
+      const Measure measure = filter == 0 ? Measure::kCount : Measure::kMass;
       uint64_t target = static_cast<uint64_t>(filters.top_k);
-      if (top_p) target = mass_bound(filters.top_p, base_is_everything() ? whole_mass : sweeps.mass(base));
-      const Cut cut = sweeps.cut_row(top_p ? Measure::kMass : Measure::kCount, base, top_p ? -kFloatMax : bound,
-                                     sweeps.weight.most, target);
+      float share = static_cast<float>(target) / static_cast<float>(sweeps.row.vocab);
+      if (measure == Measure::kMass) {
+        target = mass_bound(filters.top_p, base_is_everything() ? whole_mass : sweeps.mass(base));
+        share = filters.top_p;
+      }
+      const Cut cut =
+          Cutting<Row>{sweeps, histogram, measure, base, target}.cut(filter == 0 ? bound : -kFloatMax, share);
       kept = tighter(kept, cut);
       if (filters.order != Order::kJoint) base = filters.order == Order::kMinPFirst ? kept : cut;
     }

@@ -2,7 +2,7 @@
 // 5).
 #pragma once
 
-#include "cut.cuh"
+#include "sweeps.cuh"
 
 namespace fastsample::cuda {
 
