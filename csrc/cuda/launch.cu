@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kMaxDevices = 64;
 
-// Asked once a device: the two attributes cost more than a launch would on a busy host.
+// Asked once a device.
 Device current_device() {
   static std::atomic<int64_t> known[kMaxDevices] = {};
   int device = 0;
@@ -51,23 +51,30 @@ cudaError_t enqueue(const Work& work, const Shape& shape, void* memory, cudaStre
   }
   const void* const kernel = kernel_for(work.batch.dtype, shape.resident);
   const size_t shared = shape.resident ? static_cast<size_t>(resident_bytes(work, shape.blocks, shape.threads)) : 0;
-  // Both permissions are per function and device and idempotent; together they take well under a microsecond.
+  // Permissions of the function on this device; giving them again changes nothing.
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error == cudaSuccess && shape.cluster && shape.blocks > kPortableBlocks)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error != cudaSuccess) return error;
 
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(shape.blocks), 1, 1};
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (shape.cluster) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(shape.blocks), 1, 1};
+  }
+  if (shape.overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(work.rows * shape.blocks));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = shape.cluster ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   Work work_argument = work;
   Shape shape_argument = shape;
   void* arguments[] = {&work_argument, &shape_argument, &workspace};

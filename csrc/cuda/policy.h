@@ -37,6 +37,7 @@ constexpr int64_t resident_bytes(const Work& work, int32_t blocks, int32_t threa
   return (vectors_of_row(work) + lanes - 1) / lanes * threads * 16;
 }
 
+// `overlaps` stays off until a GPU has shown what it gains: the kernel waits for its input at its start in any case.
 constexpr Shape choose_shape(const Work& work, const Device& device) {
   const bool clusters = device.capability >= 90;
   const int64_t vectors = vectors_of_row(work);
@@ -49,19 +50,19 @@ constexpr Shape choose_shape(const Work& work, const Device& device) {
   const int64_t wanted_share = shared_memory(device.capability) / 2 - kStaticShared;
   int32_t blocks = 1;
   if (clusters) {
-    const auto halves = [&](int32_t more) { return resident_bytes(work, more, threads) > wanted_share; };
-    const auto idle = [&](int32_t more) {
-      return work.rows * more * 2 <= device.multiprocessors && vectors >= static_cast<int64_t>(more) * 2 * threads;
+    const auto too_large = [&] { return resident_bytes(work, blocks, threads) > wanted_share; };
+    const auto leaves_idle = [&] {
+      return work.rows * blocks * 2 <= device.multiprocessors && vectors >= int64_t{2} * blocks * threads;
     };
-    while (blocks < kPortableBlocks && (halves(blocks) || idle(blocks))) blocks *= 2;
+    while (blocks < kPortableBlocks && (too_large() || leaves_idle())) blocks *= 2;
     if (resident_bytes(work, blocks, threads) > largest_share) blocks = kLargestBlocks;
-    if (resident_bytes(work, blocks, threads) > largest_share) return {kPortableBlocks, threads, true, false};
-    return {blocks, threads, blocks > 1, true};
+    if (resident_bytes(work, blocks, threads) > largest_share) return {kPortableBlocks, threads, true, false, false};
+    return {blocks, threads, blocks > 1, true, false};
   }
   while (blocks < kLargestBlocks && work.rows * blocks * 2 <= device.multiprocessors &&
-         vectors >= static_cast<int64_t>(blocks) * 4 * threads)
+         vectors >= int64_t{4} * blocks * threads)
     blocks *= 2;
-  return {blocks, threads, false, blocks == 1 && resident_bytes(work, 1, threads) <= largest_share};
+  return {blocks, threads, false, blocks == 1 && resident_bytes(work, 1, threads) <= largest_share, false};
 }
 
 constexpr bool needs_workspace(const Shape& shape) {

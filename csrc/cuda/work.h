@@ -28,7 +28,8 @@ struct Shape {
   int32_t blocks;
   int32_t threads;
   bool cluster;   // the blocks are one thread-block cluster; else, where there are several, the last to arrive finishes
-  bool resident;  // the row stays in registers; else it is read again in each sweep
+  bool resident;  // the row stays in shared memory; else it is read again in each sweep
+  bool overlaps;  // may start while the kernel ahead of it in the stream ends (programmatic dependent launch)
 };
 
 // The memory that blocks without a cluster leave their findings in: zero bytes where they do not need any.
