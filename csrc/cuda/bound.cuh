@@ -1,37 +1,60 @@
 // Step bound: a logit from which on the kept tokens can be looked for.
 #pragma once
 
-#include "group.cuh"
+#include "maximum.cuh"
 #include "weigh.cuh"
 
 namespace fastsample::cuda {
 
-// The order of floats as an order of unsigned integers.
-__device__ __forceinline__ uint32_t rank_of(float x) {
-  return static_cast<uint32_t>(order_key(x)) ^ 0x80000000u;
-}
-__device__ __forceinline__ float value_of_rank(uint32_t rank) {
-  return order_key_float(static_cast<int32_t>(rank ^ 0x80000000u));
-}
-
-// A logit above -inf that at least k tokens reach, or else all that are above -inf: just below the k-th largest of
-// maxima of disjoint parts. Found bit by bit from the top; the lowest 10 bits are left 0, since a bound may be low.
-__device__ __forceinline__ float bound_of_count(const Group& group, const float* maxima, uint32_t count, int64_t k) {
-  constexpr int kLowestBit = 10;
-  uint32_t bound = 0;
-#pragma unroll 1
-  for (int bit = 31; bit >= kLowestBit; --bit) {
-    const uint32_t higher = bound | (1u << bit);
-    int64_t reach = 0;
-#pragma unroll 1
-    for (uint32_t begin = 0; begin < count; begin += group.threads()) {
-      const uint32_t i = begin + group.thread();
-      reach += __syncthreads_count(i < count && rank_of(maxima[i]) >= higher);
+// A logit above -inf that at least `wanted` tokens reach, or else all that are above -inf: at or a little below the
+// largest but `wanted` - 1 of maxima (ranks) of disjoint parts. By one warp: the block's 16 would need ten times the
+// instructions, and each round a barrier.
+__device__ __forceinline__ float bound_of_count(const uint32_t* maxima, uint32_t count, uint32_t largest,
+                                                uint32_t wanted, uint32_t lane) {
+  const uint32_t enough = wanted + wanted / 8 + 8;
+  uint32_t low = rank_of(-kFloatMax), high = largest + 1;  // enough maxima reach low, if any logit, and not high
+  uint32_t reach = count;
+  const auto halve = [&](const auto& reaching) {
+    while (high - low > 1 && reach > enough) {
+      const uint32_t middle = low + (high - low) / 2, all = warp_count(reaching(middle));
+      if (all >= wanted) {
+        low = middle;
+        reach = all;
+      } else {
+        high = middle;
+      }
     }
-    if (reach >= k) bound = higher;
+  };
+  if (count <= kFewMaxima) {
+    constexpr uint32_t kEach = kFewMaxima / 32;
+    uint32_t mine[kEach];
+#pragma unroll
+    for (uint32_t i = 0; i < kEach; ++i) mine[i] = i * 32 + lane < count ? maxima[i * 32 + lane] : 0;
+    // Where every lane has t maxima that reach a logit, 32 t do: that narrows the search to a few rounds.
+    uint32_t least = 0xFFFFFFFFu;
+#pragma unroll 1
+    for (uint32_t found = 0; found < wanted; found += 32) {
+      uint32_t next = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < kEach; ++i) next = mine[i] < least && mine[i] > next ? mine[i] : next;
+      least = next;
+    }
+    least = warp_minimum(least);
+    low = least > low ? least : low;
+    halve([&](uint32_t middle) {
+      uint32_t reaching = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < kEach; ++i) reaching += mine[i] >= middle;
+      return reaching;
+    });
+  } else {
+    halve([&](uint32_t middle) {
+      uint32_t reaching = 0;
+      for (uint32_t i = lane; i < count; i += 32) reaching += maxima[i] >= middle;
+      return reaching;
+    });
   }
-  const uint32_t lowest = rank_of(-kFloatMax);
-  return value_of_rank(bound > lowest ? bound : lowest);
+  return value_of_rank(low);
 }
 
 // The smallest logit whose weight reaches `least`. Weights never decrease with the logit, so a warp finds it among 2^32

@@ -17,6 +17,30 @@ __device__ __forceinline__ uint64_t warp_sum(uint64_t value) {
   return value;
 }
 
+// Of 32 bits: one instruction from sm_80 on.
+__device__ __forceinline__ uint32_t warp_count(uint32_t value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+#else
+  return __reduce_add_sync(kAllLanes, value);
+#endif
+}
+__device__ __forceinline__ uint32_t warp_maximum(uint32_t value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const uint32_t other = __shfl_xor_sync(kAllLanes, value, distance);
+    value = other > value ? other : value;
+  }
+  return value;
+#else
+  return __reduce_max_sync(kAllLanes, value);
+#endif
+}
+__device__ __forceinline__ uint32_t warp_minimum(uint32_t value) {
+  return ~warp_maximum(~value);
+}
+
 // Inclusive sum over the lanes up to this one.
 template <class T>
 __device__ __forceinline__ T warp_scan(T value, uint32_t lane) {
@@ -103,16 +127,11 @@ struct Group {
   __device__ __forceinline__ uint64_t tell(uint64_t value) { return sum(value); }
 
   __device__ __forceinline__ uint32_t minimum(uint32_t value) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-      const uint32_t other = __shfl_xor_sync(kAllLanes, value, distance);
-      value = other < value ? other : value;
-    }
-    const uint64_t* const all = exchange(value);
+    const uint64_t* const all = exchange(warp_minimum(value));
 #pragma unroll 1
-    for (uint32_t other = 0; other < blocks * warps; ++other)
+    for (uint32_t other = lane; other < blocks * warps; other += 32)
       value = all[other] < value ? static_cast<uint32_t>(all[other]) : value;
-    return value;
+    return warp_minimum(value);
   }
 };
 

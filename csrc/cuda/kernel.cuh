@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   SHARED_DYNAMIC(uint4, row_memory);
   SHARED_ARRAY(uint64_t, mailbox, 2 * kMaxWarps);
   SHARED_ARRAY(uint64_t, block_mailbox, 2 * kMaxThreads / 32);
-  SHARED_ARRAY(float, maxima, kMaxima);
+  SHARED_ARRAY(uint32_t, maxima, kMaxima);
   SHARED_ARRAY(uint64_t, gathered, kListSize);
   SHARED_ARRAY(uint64_t, place, kListSize);
   SHARED_ARRAY(uint64_t, weights, kListSize);
@@ -115,6 +115,8 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   SHARED_ARRAY(uint32_t, bucket_mass, 2 * kBuckets);
   SHARED_ARRAY(uint32_t, merged_count, kBuckets);
   SHARED_ARRAY(uint64_t, merged_measured, kBuckets);
+  SHARED_VARIABLE(float, largest_of_row);
+  SHARED_VARIABLE(float, head_of_row);
   SHARED_VARIABLE(uint32_t, gathered_size);
   SHARED_VARIABLE(uint32_t, arrived);
 
@@ -158,17 +160,25 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   }
   if (!alone) cluster_wait();
 
-  const bool probabilities = filters.probabilities;
-  const bool few = !(filters.top_k > kFewK && filters.top_k <= kLargestBoundedK);
-  const uint32_t maxima_count = share_maxima(group, largest, few ? kFewMaxima : kMaxima, maxima);
-  const float most = largest_of(group, maxima, maxima_count);
-  if (!valid_maximum(most, probabilities)) return output.write_invalid<Element>(group);
+  const uint32_t bounded = tokens_to_bound(filters, row.vocab);
+  const uint32_t count = share_maxima(group, largest, bounded > kFewK ? kMaxima : kFewMaxima, maxima);
+  if (warp == 0) {
+    const uint32_t rank = largest_of(maxima, count, lane);
+    const float head = bounded ? bound_of_count(maxima, count, rank, bounded, lane) : -kFloatMax;
+    if (lane == 0) {
+      largest_of_row = value_of_rank(rank);
+      head_of_row = head;
+    }
+  }
+  __syncthreads();
+  const float most = largest_of_row;
+  if (!valid_maximum(most, work.filters.probabilities)) return output.write_invalid<Element>(group);
 
-  const Weight weight(filters, most, work.batch.vocab);
+  const Weight weight(filters_of_row, most, work.batch.vocab);
   const Sweeps<Row<Element, kResident>> sweeps{
       group, row, weight, reach, {&gathered_size, gathered, place, weights, mass_before, count_before}};
   const Histogram histogram{bucket_count, bucket_mass, merged_count, merged_measured};
-  const Selection<Row<Element, kResident>> selection{sweeps, histogram, filters_of_row, maxima, maxima_count};
+  const Selection<Row<Element, kResident>> selection{sweeps, histogram, filters_of_row, head_of_row};
   const bool only_maximum = greedy(filters_of_row);
   const Kept kept = only_maximum ? Kept{{most, first_maximum(sweeps) + 1}, 0, false, 0} : selection.select();
   if (work.operation == Operation::kSample)

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cut.cuh"
-#include "maximum.cuh"
 
 namespace fastsample::cuda {
 
@@ -12,6 +11,24 @@ constexpr uint32_t kLargestBoundedK = kMaxima / 4 * 3;
 constexpr uint32_t kFewK = kFewMaxima / 8 * 3;
 // On the peaked rows of real models the first 128 tokens are often all that top_p keeps.
 constexpr uint32_t kHead = 128;
+
+__device__ __forceinline__ bool has_top_k_in(const Filters& filters, uint32_t vocab) {
+  return filters.top_k > 0 && filters.top_k < vocab;
+}
+
+// Law section 3: does Z_B, of which top_p keeps a share, sum over all tokens?
+__device__ __forceinline__ bool base_is_everything_in(const Filters& filters, uint32_t vocab) {
+  if (filters.order == Order::kTopKFirst) return !has_top_k_in(filters, vocab);
+  if (filters.order == Order::kMinPFirst) return !has_top_k_in(filters, vocab) && !(filters.min_p > 0);
+  return true;
+}
+
+// How many of a row's largest tokens to look for, by a bound; 0 for none.
+__device__ __forceinline__ uint32_t tokens_to_bound(const Filters& filters, uint32_t vocab) {
+  if (greedy(filters)) return 0;
+  if (has_top_k_in(filters, vocab)) return filters.top_k <= kLargestBoundedK ? static_cast<uint32_t>(filters.top_k) : 0;
+  return filters.top_p < 1 && base_is_everything_in(filters, vocab) ? kHead : 0;
+}
 
 // The kept set of a row. Where `in_list`, it is what the leading block's list has a place at or above `last`.
 struct Kept {
@@ -26,19 +43,12 @@ struct Selection {
   const Sweeps<Row>& sweeps;
   const Histogram& histogram;
   const Filters& filters;
-  const float* maxima;
-  uint32_t maxima_count;
+  float head;  // what top_k keeps is at or above it; or where to look for what top_p keeps
 
-  __device__ bool has_top_k() const { return filters.top_k > 0 && filters.top_k < sweeps.row.vocab; }
+  __device__ bool has_top_k() const { return has_top_k_in(filters, sweeps.row.vocab); }
   __device__ bool has_min_p() const { return filters.min_p > 0; }
   __device__ bool has_top_p() const { return filters.top_p < 1; }
-
-  // Law section 3: does Z_B, of which top_p keeps a share, sum over all tokens?
-  __device__ bool base_is_everything() const {
-    if (filters.order == Order::kTopKFirst) return !has_top_k();
-    if (filters.order == Order::kMinPFirst) return !has_top_k() && !has_min_p();
-    return true;
-  }
+  __device__ bool base_is_everything() const { return base_is_everything_in(filters, sweeps.row.vocab); }
 
   // The kept set, the same in every thread, but for `last`, which only the leading block knows.
   __device__ __forceinline__ Kept select() const {
@@ -52,10 +62,6 @@ struct Selection {
       least_weight = mass_bound(filters.min_p, sweeps.weight(sweeps.weight.most));
       lightest = bound_of_weight(sweeps.weight, least_weight, group.lane);
     }
-    float head = -kFloatMax;  // what top_k keeps is at or above it; or where to look for top_p's
-    if (has_top_k() ? filters.top_k <= kLargestBoundedK : whole)
-      head = bound_of_count(group, maxima, maxima_count, has_top_k() ? filters.top_k : kHead);
-
     if (!has_top_k() || filters.top_k <= kListSize) {
       // Without top_k the head may hold less mass than top_p keeps, unless min_p keeps no more than the head anyway.
       const bool complete = has_top_k() || !whole || lightest >= head;
