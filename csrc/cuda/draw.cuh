@@ -5,18 +5,30 @@
 
 namespace fastsample::cuda {
 
+// The random words of a row. Most calls draw once: the first two are there from the start.
+struct Random {
+  RandomStream stream;
+  PhiloxWords first;
+
+  __device__ Random() {}
+  __device__ explicit Random(const RandomStream& of_row) : stream(of_row), first(words(0)) {}
+
+  __device__ __forceinline__ PhiloxWords words(uint32_t pair) const {
+    return philox(stream.seed, stream.offset, stream.stream, pair);
+  }
+  __device__ __forceinline__ uint64_t word(int64_t draw) const {
+    const PhiloxWords pair = draw < 2 ? first : words(static_cast<uint32_t>(draw / 2));
+    return draw % 2 ? pair.word[1] : pair.word[0];
+  }
+};
+
 // One row's draws: where their random words come from, and where they go.
 struct Draws {
-  const RandomStream& random;
+  const Random& random;
   bool replacement;
   int64_t count;
   int64_t* tokens;
   int64_t stride;
-
-  __device__ __forceinline__ uint64_t word(int64_t draw) const {
-    const PhiloxWords words = philox(random.seed, random.offset, random.stream, static_cast<uint32_t>(draw / 2));
-    return draw % 2 ? words.word[1] : words.word[0];
-  }
 
   __device__ __forceinline__ void write(int64_t draw, int64_t token) const { tokens[draw * stride] = token; }
 
@@ -47,7 +59,7 @@ __device__ __forceinline__ void draw_from_list(Group& group, const List& list, u
 #pragma unroll 1
   for (int64_t draw = 0; draw < draws.count; ++draw) {
     if (total == 0) return draws.fill(group, draw, -1);
-    const uint64_t target = multiply_high(draws.word(draw), total);
+    const uint64_t target = multiply_high(draws.random.word(draw), total);
     uint64_t taken = 0;
 #pragma unroll 1
     for (uint32_t i = group.thread(); i < size; i += group.threads()) {
@@ -91,7 +103,7 @@ __device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut
       return;
     }
     const int64_t draw = first + (draws.replacement ? group.lane : 0);
-    const uint64_t target = multiply_high(draws.word(draw), total);
+    const uint64_t target = draw < draws.count ? multiply_high(draws.random.word(draw), total) : 0;
     const bool here = draw < draws.count && target >= before && target - before < mine;
     uint32_t found = __ballot_sync(kAllLanes, here) & (draws.replacement ? kAllLanes : 1u);
     uint64_t taken = 0;

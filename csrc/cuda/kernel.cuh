@@ -26,7 +26,7 @@ struct Output {
   const Work& work;
   int64_t row;
 
-  __device__ Draws draws(const RandomStream& random) const {
+  __device__ Draws draws(const Random& random) const {
     const Tokens& tokens = work.tokens;
     return {random, work.replacement, tokens.count, tokens.data + row * tokens.row_stride, tokens.stride};
   }
@@ -44,7 +44,7 @@ struct Output {
         out[i] = value;
     };
     if (work.operation == Operation::kSample) {
-      if (group.leads()) draws({}).fill(group, 0, -1);
+      if (group.leads()) draws(Random()).fill(group, 0, -1);
     } else if (work.operation == Operation::kFilterLogits) {
       fill(values<Element>(work.batch.vocab), work.batch.vocab, element_of<Element>(nan_bits<Element>()));
     } else {
@@ -99,7 +99,7 @@ __device__ __forceinline__ bool last_to_arrive(uint32_t* arrivals, uint32_t bloc
 }
 
 template <class Element, bool kResident>
-__global__ void __launch_bounds__(kMaxThreads, 2)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     row_kernel(const __grid_constant__ Work work, const __grid_constant__ Shape shape,
                const __grid_constant__ Workspace workspace) {
   SHARED_DYNAMIC(uint4, row_memory);
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   SHARED_VARIABLE(uint32_t, arrived);
 
   SHARED_VARIABLE(Filters, filters_of_row);
-  SHARED_VARIABLE(RandomStream, random_of_row);
+  SHARED_VARIABLE(Random, random_of_row);
 
   wait_for_earlier_kernels();
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -136,10 +136,6 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     return;
   }
   if (!alone) cluster_arrive();  // waited for once the row is loaded: then all blocks run and can be written to
-  if (group.thread() == 0) {     // a dozen registers less; read after the barrier of share_maxima
-    filters_of_row = filters;
-    if (work.operation == Operation::kSample) random_of_row = work.randomness[output.row];
-  }
 
   float largest, reach;
   Row<Element, kResident> row(work.batch, source, group.number(), group.blocks * warps, warp, lane, row_memory);
@@ -157,6 +153,12 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     for (uint32_t block = 0; block < blocks; ++block)
       largest = maximum_or_nan(largest, *const_cast<volatile float*>(maxima_of_row + block * blockDim.x));
     reach = kInfinity;  // these maxima are of other tokens than this thread's
+  }
+  // What all need of the row's parameters, once for the block; read after the barrier of share_maxima. By the last
+  // thread, whose warp often has the fewest tokens.
+  if (group.thread() == group.threads() - 1) {
+    filters_of_row = filters;
+    if (work.operation == Operation::kSample) random_of_row = Random(work.randomness[output.row]);
   }
   if (!alone) cluster_wait();
 

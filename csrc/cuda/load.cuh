@@ -98,20 +98,13 @@ struct Row {
   // The index of the vector's first token. Below 0 it wraps round, so that `index < vocab` holds for tokens only.
   __device__ __forceinline__ uint32_t index(uint32_t v) const { return (first + v * 32) * kTokens - lead; }
 
-  // Whether every lane's vectors v to v + count - 1 hold nothing but tokens that lie side by side.
-  __device__ __forceinline__ bool whole(uint32_t v, uint32_t count, uint32_t lane) const {
-    const uint32_t begin = index(v) - lane * kTokens;
-    return stride == 1 && v + count <= vectors && begin < vocab && vocab - begin >= count * 32 * kTokens;
+  // Whether a vector that begins at this index holds nothing but tokens: below 0, the index is too large for that.
+  __device__ __forceinline__ bool whole(uint32_t begin) const {
+    return begin < (vocab >= kTokens ? vocab - kTokens + 1 : 0);
   }
 
-  __device__ __forceinline__ const uint4* address(uint32_t v) const {
-    return reinterpret_cast<const uint4*>(data + index(v));
-  }
-
-  // Vector v from global memory, token by token where it is not one aligned piece of the row.
-  __device__ __forceinline__ uint4 fetch(uint32_t v) const {
-    const uint32_t begin = index(v);
-    if (stride == 1 && begin < vocab && vocab - begin >= kTokens) return *address(v);
+  // Vector v, token by token.
+  __device__ __forceinline__ uint4 pick(uint32_t v) const {
     constexpr int kBits = 8 * sizeof(Element), kPerWord = 32 / kBits;
     uint32_t words[4];
 #pragma unroll
@@ -119,7 +112,7 @@ struct Row {
       words[word] = 0;
 #pragma unroll
       for (int place = 0; place < kPerWord; ++place) {
-        const uint32_t token = begin + word * kPerWord + place;
+        const uint32_t token = index(v) + word * kPerWord + place;
         const uint32_t bits =
             token < vocab ? bits_of(data[static_cast<int64_t>(token) * stride]) : padding_bits<Element>();
         words[word] |= bits << (place * kBits % 32);
@@ -136,36 +129,47 @@ struct Row {
   }
 
   // Reads the row once and calls body(x, index) for each vector; a resident row stays in shared memory from here on.
-  // Four loads in flight per thread: with 1024 threads on a multiprocessor that is 64 KiB, twice what 4.8 TB/s need at
-  // a latency of 0.8 us.
+  // Eight loads in flight per thread: with 512 threads on a multiprocessor that is 64 KiB, where 4.8 TB/s at a latency
+  // of 0.8 us need 29. The vectors at the row's ends are first taken for empty, so that those loads wait for nothing.
   template <class Body>
   __device__ __forceinline__ void load(uint32_t lane, const Body& body) {
-    constexpr uint32_t kInFlight = 4;
-    float x[kTokens];
-    uint32_t v = 0;
-    while (v < vectors) {
-      if (whole(v, kInFlight, lane)) {
-        uint4 raw[kInFlight];
-#pragma unroll
-        for (uint32_t i = 0; i < kInFlight; ++i) raw[i] = load_once(address(v + i));
-#pragma unroll
-        for (uint32_t i = 0; i < kInFlight; ++i) {
-          if (kResident) on_chip[(v + i) * 32] = raw[i];
-          widen_vector(raw[i], x);
-          body(x, index(v + i));
-        }
-        v += kInFlight;
-      } else {
-        const uint4 raw = fetch(v);
-        if (kResident) on_chip[v * 32] = raw;
-        widen_vector(raw, x);
-        body(x, index(v));
-        ++v;
-      }
+    constexpr uint32_t kInFlight = 8;
+    const uint32_t pair = padding_bits<Element>() | padding_bits<Element>() << 16 % (8 * sizeof(Element));
+    const auto take = [&](uint32_t v, uint32_t index, const uint4& raw) {
+      if (kResident) on_chip[v * 32] = raw;
+      float x[kTokens];
+      widen_vector(raw, x);
+      body(x, index);
+    };
+    if (stride != 1) {
+#pragma unroll 1
+      for (uint32_t v = 0; v < vectors; ++v) take(v, index(v), pick(v));
+      return;
     }
+#pragma unroll 1
+    for (uint32_t begin = 0; begin < vectors; begin += kInFlight) {
+      const uint32_t at = index(begin);
+      const uint4* const from = reinterpret_cast<const uint4*>(data + at);
+      uint4 raw[kInFlight];
+#pragma unroll
+      for (uint32_t i = 0; i < kInFlight; ++i) {
+        raw[i] = make_uint4(pair, pair, pair, pair);
+        if (begin + i < vectors && whole(at + i * 32 * kTokens)) raw[i] = load_once(from + i * 32);
+      }
+#pragma unroll
+      for (uint32_t i = 0; i < kInFlight; ++i)
+        if (begin + i < vectors) take(begin + i, at + i * 32 * kTokens, raw[i]);
+    }
+    const uint32_t last = (lead + vocab - 1) / kTokens, v = (last - first) / 32;
+    if (first == 0 && !whole(index(0))) take(0, index(0), pick(0));
+    if (last >= first && (last - first) % 32 == 0 && v < vectors && !whole(index(v))) take(v, index(v), pick(v));
   }
 
-  __device__ __forceinline__ uint4 raw_vector(uint32_t v) const { return kResident ? on_chip[v * 32] : fetch(v); }
+  __device__ __forceinline__ uint4 raw_vector(uint32_t v) const {
+    if (kResident) return on_chip[v * 32];
+    const uint32_t begin = index(v);
+    return stride == 1 && whole(begin) ? *reinterpret_cast<const uint4*>(data + begin) : pick(v);
+  }
 
   __device__ __forceinline__ void vector(uint32_t v, float (&x)[kTokens]) const { widen_vector(raw_vector(v), x); }
 
@@ -180,11 +184,15 @@ struct Row {
   // One sweep over the lane's tokens after the first: body(x, index) for every `step`-th vector.
   template <class Body>
   __device__ __forceinline__ void sweep(const Body& body, uint32_t step = 1) const {
+    const uint4* from = on_chip;
+    uint32_t at = index(0);
 #pragma unroll 1
     for (uint32_t v = 0; v < vectors; v += step) {
       float x[kTokens];
-      vector(v, x);
-      body(x, index(v));
+      widen_vector(kResident ? *from : raw_vector(v), x);
+      body(x, at);
+      from += 32 * step;
+      at += 32 * step * kTokens;
     }
   }
 };

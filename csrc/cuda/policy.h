@@ -8,7 +8,7 @@
 
 namespace fastsample::cuda {
 
-constexpr int32_t kThreads = 512;
+constexpr int32_t kThreads = 256;       // what each thread does once costs as much as some tokens: few threads
 constexpr int32_t kPortableBlocks = 8;  // the largest cluster that every device with clusters can run
 constexpr int32_t kLargestBlocks = 16;
 constexpr int64_t kStaticShared = 32 << 10;  // more than the kernels declare; a test compares
