@@ -44,7 +44,11 @@ FASTSAMPLE_FUNCTION float bits_float(uint32_t bits) {
 
 // c of the law. One correctly rounded division; a denormal temperature gives inf and -0.0 gives -inf, hence the rest.
 FASTSAMPLE_FUNCTION float exponent_scale(float temperature) {
+#if defined(__CUDA_ARCH__)
+  const float scale = __fdiv_rn(kLog2E, temperature);  // whatever nvcc is told of precision
+#else
   const float scale = kLog2E / temperature;
+#endif
   return temperature != 0 && scale < kFloatMax ? scale : kFloatMax;
 }
 

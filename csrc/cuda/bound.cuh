@@ -42,10 +42,10 @@ __device__ __forceinline__ float bound_of_count(const uint32_t* maxima, uint32_t
     least = warp_minimum(least);
     low = least > low ? least : low;
     halve([&](uint32_t middle) {
-      uint32_t reaching = 0;
+      uint32_t reaching[4] = {};  // four sums, since one would be a chain of 16 additions
 #pragma unroll
-      for (uint32_t i = 0; i < kEach; ++i) reaching += mine[i] >= middle;
-      return reaching;
+      for (uint32_t i = 0; i < kEach; ++i) reaching[i % 4] += mine[i] >= middle;
+      return reaching[0] + reaching[1] + reaching[2] + reaching[3];
     });
   } else {
     halve([&](uint32_t middle) {

@@ -51,8 +51,11 @@ __device__ __forceinline__ void draw_from_list(Group& group, const List& list, u
   for (uint32_t i = group.thread(); i < size; i += group.threads()) {
     total += list.weight[i];
     uint64_t before = 0;
-    for (uint32_t j = 0; j < size; ++j)
-      if (index_of(list.place[j]) < index_of(list.place[i])) before += list.weight[j];
+#pragma unroll 8
+    for (uint32_t j = 0; j < size; ++j) {
+      const uint64_t weighs = list.weight[j];
+      before += index_of(list.place[j]) < index_of(list.place[i]) ? weighs : 0;
+    }
     list.mass_before[i] = before;  // from here on in index order
   }
   total = group.sum_in_block(total);

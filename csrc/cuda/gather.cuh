@@ -36,8 +36,7 @@ __device__ __forceinline__ uint32_t index_of(uint64_t place) {
   return ~static_cast<uint32_t>(place);
 }
 
-// Ranking n tokens by comparing each with each takes n rounds of a few instructions: 256 of them about 2 us, counted
-// and not measured.
+// Ranking n tokens by comparing each with each takes n rounds of a few instructions.
 constexpr uint32_t kListSize = 256;
 
 struct List {
@@ -92,10 +91,13 @@ __device__ __forceinline__ void rank_list(const Group& group, const Weight& weig
     const uint64_t mine = list.place[i];
     uint64_t mass = 0;
     uint32_t count = 0;
+    // Without a branch: loads that wait for a comparison made this loop one chain, three times as long (in the SASS).
+#pragma unroll 8
     for (uint32_t j = 0; j < size; ++j) {
-      if (list.place[j] <= mine) continue;
-      mass += list.weight[j];
-      ++count;
+      const uint64_t weighs = list.weight[j];
+      const bool before = list.place[j] > mine;
+      mass += before ? weighs : 0;
+      count += before;
     }
     list.mass_before[i] = mass;
     list.count_before[i] = count;

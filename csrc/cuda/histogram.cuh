@@ -22,7 +22,10 @@ struct Histogram {
   uint32_t* count;            // [kBuckets]: of this block
   uint32_t* mass;             // [2][kBuckets]: low and high words, of this block
   uint32_t* merged_count;     // [kBuckets]
-  uint64_t* merged_measured;  // [kBuckets]
+  uint64_t* merged_measured;  // [kBuckets], bucket b at slot(b)
+
+  // Eight neighbouring buckets are one lane's in choose(): dealt out like this, the lanes read 32 neighbouring words.
+  static __device__ __forceinline__ uint32_t slot(uint32_t bucket) { return bucket % 8 * 32 + bucket / 8; }
 
   // Of the base set's tokens in every `step`-th vector. bucket_of(x) is kBuckets for a token that is left out; of a
   // lane whose tokens are all below `least`, every token is.
@@ -62,7 +65,7 @@ struct Histogram {
         measured += words[bucket] | static_cast<uint64_t>(words[kBuckets + bucket]) << 32;
       }
       merged_count[bucket] = tokens;
-      merged_measured[bucket] = measure == Measure::kMass ? measured : tokens;
+      merged_measured[slot(bucket)] = measure == Measure::kMass ? measured : tokens;
     }
     group.sync();
   }
@@ -74,7 +77,7 @@ struct Histogram {
     const uint32_t highest = kBuckets - 1 - group.lane * kPerLane;
     uint64_t sum = 0;
 #pragma unroll 1
-    for (uint32_t i = 0; i < kPerLane; ++i) sum += merged_measured[highest - i];
+    for (uint32_t i = 0; i < kPerLane; ++i) sum += merged_measured[slot(highest - i)];
     const uint64_t running = above + warp_scan(sum, group.lane);
     const uint32_t reached = __ballot_sync(kAllLanes, running >= target);
     if (reached == 0) return kBuckets;
@@ -82,7 +85,7 @@ struct Histogram {
     uint32_t bucket = highest;
 #pragma unroll 1
     for (uint32_t i = 0; i + 1 < kPerLane; ++i) {
-      const uint64_t next = before + merged_measured[bucket];
+      const uint64_t next = before + merged_measured[slot(bucket)];
       if (next >= target) break;
       before = next;
       --bucket;

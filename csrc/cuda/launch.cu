@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <mutex>
 
 #include "kernels.h"
 #include "policy.h"
@@ -13,23 +14,6 @@ namespace fastsample::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
-
-// Asked once a device.
-Device current_device() {
-  static std::atomic<int64_t> known[kMaxDevices] = {};
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || device >= kMaxDevices) return {0, 1};
-  int64_t both = known[device].load(std::memory_order_relaxed);
-  if (both == 0) {
-    int major = 0, minor = 0, multiprocessors = 1;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    both = static_cast<int64_t>(major * 10 + minor) << 32 | multiprocessors;
-    known[device].store(both, std::memory_order_relaxed);
-  }
-  return {static_cast<int32_t>(both >> 32), static_cast<int32_t>(both & 0xFFFFFFFF)};
-}
 
 const void* kernel_for(DType dtype, bool resident) {
   switch (dtype) {
@@ -42,6 +26,78 @@ const void* kernel_for(DType dtype, bool resident) {
   }
 }
 
+// Lets every kernel have all the shared memory there is and any cluster, once for a device: permissions belong to a
+// function, so that to set what one launch needs would race with another thread's.
+cudaError_t permit(int64_t shared, bool clusters) {
+  cudaError_t error = cudaSuccess;
+  const auto set = [&](const void* kernel, cudaFuncAttribute attribute, int64_t value) {
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(value));
+  };
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
+    for (const bool resident : {false, true}) {
+      set(kernel_for(dtype, resident), cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+      if (clusters) set(kernel_for(dtype, resident), cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+  return error;
+}
+
+// The largest cluster of blocks that fill a multiprocessor each which this device, or the part of it that this process
+// may use, can run.
+int32_t largest_cluster(int64_t shared) {
+  for (int32_t blocks = kLargestBlocks; blocks > 1; blocks /= 2) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kMostThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel_for(DType::kFloat32, true), &config) == cudaSuccess &&
+        clusters > 0)
+      return blocks;
+    cudaGetLastError();  // a refusal is an answer, not an error of the next call
+  }
+  return 1;
+}
+
+cudaError_t examine(int device, Device& result) {
+  int major = 0, minor = 0, multiprocessors = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  result = {major * 10 + minor, multiprocessors, 1};
+  const int64_t shared = shared_memory(result.capability) - kStaticShared;
+  const bool clusters = result.capability >= 90;
+  error = permit(shared, clusters);
+  if (error == cudaSuccess && clusters) result.largest_cluster = largest_cluster(shared);
+  return error;
+}
+
+// The current device, examined on first use.
+cudaError_t current_device(Device& result) {
+  static std::mutex mutex;
+  static Device known[kMaxDevices];
+  static std::atomic<bool> examined[kMaxDevices];
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  if (device >= kMaxDevices) return cudaErrorInvalidDevice;
+  if (!examined[device].load(std::memory_order_acquire)) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!examined[device].load(std::memory_order_relaxed)) {
+      error = examine(device, known[device]);
+      if (error != cudaSuccess) return error;
+      examined[device].store(true, std::memory_order_release);
+    }
+  }
+  result = known[device];
+  return cudaSuccess;
+}
+
 cudaError_t enqueue(const Work& work, const Shape& shape, void* memory, cudaStream_t stream) {
   Workspace workspace = workspace_in(memory, work, shape);
   if (workspace.arrivals) {
@@ -51,13 +107,6 @@ cudaError_t enqueue(const Work& work, const Shape& shape, void* memory, cudaStre
   }
   const void* const kernel = kernel_for(work.batch.dtype, shape.resident);
   const size_t shared = shape.resident ? static_cast<size_t>(resident_bytes(work, shape.blocks, shape.threads)) : 0;
-  // Permissions of the function on this device; giving them again changes nothing.
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  if (error == cudaSuccess && shape.cluster && shape.blocks > kPortableBlocks)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error != cudaSuccess) return error;
-
   cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;
   if (shape.cluster) {
@@ -83,8 +132,12 @@ cudaError_t enqueue(const Work& work, const Shape& shape, void* memory, cudaStre
 
 }  // namespace
 
-Shape shape_for(const Work& work) {
-  return choose_shape(work, current_device());
+const char* shape_for(const Work& work, Shape& shape) {
+  Device device;
+  const cudaError_t error = current_device(device);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  shape = choose_shape(work, device);
+  return nullptr;
 }
 
 size_t workspace_bytes(const Work& work, const Shape& shape) {
@@ -93,6 +146,7 @@ size_t workspace_bytes(const Work& work, const Shape& shape) {
 
 const char* launch(const Work& work, const Shape& shape, void* workspace, void* stream) {
   if (work.rows == 0) return nullptr;
+  if (!possible(shape)) return "no shape that the kernels can run in";
   if (work.rows > INT32_MAX / kLargestBlocks) return "more rows than one launch can have";
   const cudaError_t error = enqueue(work, shape, workspace, static_cast<cudaStream_t>(stream));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -7,8 +7,9 @@
 
 namespace fastsample::cuda {
 
-// How `work` would run on the current device. Reads only its sizes.
-Shape shape_for(const Work& work);
+// How `work` would run on the current device, by its sizes. Returns null, or the error's text. To be called before
+// launch(): on a device's first call it lets the kernels have what they need there.
+const char* shape_for(const Work& work, Shape& shape);
 
 // Bytes of device memory that launch() needs, in one allocation aligned to 256 bytes; 0 for most calls.
 size_t workspace_bytes(const Work& work, const Shape& shape);

@@ -89,8 +89,7 @@ struct Row {
         stride(batch.stride),
         vocab(static_cast<uint32_t>(batch.vocab)),
         lead(batch.stride == 1 ? static_cast<uint32_t>(reinterpret_cast<uintptr_t>(data) % 16 / sizeof(Element)) : 0) {
-    const uint32_t all = (lead + vocab + kTokens - 1) / kTokens;
-    vectors = (all + parts * 32 - 1) / (parts * 32);
+    vectors = static_cast<uint32_t>(vectors_per_lane(lead, vocab, kTokens, int64_t{parts} * 32));
     first = part * vectors * 32 + lane;
     on_chip = memory + warp * vectors * 32 + lane;
   }
@@ -128,13 +127,14 @@ struct Row {
       unpack<Element>(raw, x);
   }
 
-  // Reads the row once and calls body(x, index) for each vector; a resident row stays in shared memory from here on.
-  // Eight loads in flight per thread: with 512 threads on a multiprocessor that is 64 KiB, where 4.8 TB/s at a latency
-  // of 0.8 us need 29. The vectors at the row's ends are first taken for empty, so that those loads wait for nothing.
+  // Reads the row once and calls body(x, index) for each vector, with the index `vocab` for one that is empty; a
+  // resident row stays in shared memory from here on. Eight loads in flight per thread: with 512 threads on a
+  // multiprocessor that is 64 KiB, where 4.8 TB/s at a latency of 0.8 us need 29. The vectors at the row's ends are
+  // first taken for empty, so that those loads wait for nothing.
   template <class Body>
   __device__ __forceinline__ void load(uint32_t lane, const Body& body) {
     constexpr uint32_t kInFlight = 8;
-    const uint32_t pair = padding_bits<Element>() | padding_bits<Element>() << 16 % (8 * sizeof(Element));
+    const uint32_t nothing = padding_bits<Element>() * (sizeof(Element) == 2 ? 0x10001u : 1u);
     const auto take = [&](uint32_t v, uint32_t index, const uint4& raw) {
       if (kResident) on_chip[v * 32] = raw;
       float x[kTokens];
@@ -146,19 +146,23 @@ struct Row {
       for (uint32_t v = 0; v < vectors; ++v) take(v, index(v), pick(v));
       return;
     }
+    const uint4* const aligned = reinterpret_cast<const uint4*>(data - lead) + first;
 #pragma unroll 1
     for (uint32_t begin = 0; begin < vectors; begin += kInFlight) {
       const uint32_t at = index(begin);
-      const uint4* const from = reinterpret_cast<const uint4*>(data + at);
+      const uint4* const from = aligned + begin * 32;
       uint4 raw[kInFlight];
 #pragma unroll
       for (uint32_t i = 0; i < kInFlight; ++i) {
-        raw[i] = make_uint4(pair, pair, pair, pair);
+        raw[i] = make_uint4(nothing, nothing, nothing, nothing);
         if (begin + i < vectors && whole(at + i * 32 * kTokens)) raw[i] = load_once(from + i * 32);
       }
 #pragma unroll
       for (uint32_t i = 0; i < kInFlight; ++i)
-        if (begin + i < vectors) take(begin + i, at + i * 32 * kTokens, raw[i]);
+        if (begin + i < vectors) {
+          const uint32_t index = at + i * 32 * kTokens;
+          take(begin + i, whole(index) ? index : vocab, raw[i]);
+        }
     }
     const uint32_t last = (lead + vocab - 1) / kTokens, v = (last - first) / 32;
     if (first == 0 && !whole(index(0))) take(0, index(0), pick(0));
@@ -177,7 +181,7 @@ struct Row {
   __device__ __forceinline__ void remove(uint32_t token, uint32_t lane) const {
     const uint32_t place = token + lead - (first - lane) * kTokens;
     Element* const tokens = reinterpret_cast<Element*>(on_chip - lane);
-    const auto nothing = padding_bits<Element>();
+    const uint32_t nothing = padding_bits<Element>();
     memcpy(tokens + place, &nothing, sizeof(Element));
   }
 

@@ -8,8 +8,11 @@
 
 namespace fastsample::cuda {
 
-constexpr int32_t kThreads = 256;       // what each thread does once costs as much as some tokens: few threads
-constexpr int32_t kPortableBlocks = 8;  // the largest cluster that every device with clusters can run
+// Half of what the kernels can have: a top-k row took 22 instructions a token with 512 and 16 with 256 (counted in PTX,
+// together with other changes), since what each thread does once a row then counts for twice the tokens.
+constexpr int32_t kThreads = 256;
+constexpr int32_t kMostThreads = 512;
+constexpr int32_t kPortableBlocks = 8;  // a larger cluster has to be asked for
 constexpr int32_t kLargestBlocks = 16;
 constexpr int64_t kStaticShared = 32 << 10;  // more than the kernels declare; a test compares
 
@@ -25,44 +28,48 @@ constexpr int64_t bytes_per_token(DType dtype) {
   return dtype == DType::kFloat32 ? 4 : 2;
 }
 
-// Vectors of 16 bytes of one row, wherever it starts.
-constexpr int64_t vectors_of_row(const Work& work) {
+// Dynamic shared memory of a block: its share of the row, wherever that starts.
+inline int64_t resident_bytes(const Work& work, int32_t blocks, int32_t threads) {
   const int64_t per_vector = 16 / bytes_per_token(work.batch.dtype);
-  return (work.batch.vocab + per_vector - 1 + per_vector - 1) / per_vector;
-}
-
-// Dynamic shared memory of a block: its share of the row, as load.cuh deals it out.
-constexpr int64_t resident_bytes(const Work& work, int32_t blocks, int32_t threads) {
   const int64_t lanes = static_cast<int64_t>(blocks) * threads;
-  return (vectors_of_row(work) + lanes - 1) / lanes * threads * 16;
+  return vectors_per_lane(per_vector - 1, work.batch.vocab, per_vector, lanes) * threads * 16;
 }
 
 // `overlaps` stays off until a GPU has shown what it gains: the kernel waits for its input at its start in any case.
-constexpr Shape choose_shape(const Work& work, const Device& device) {
-  const bool clusters = device.capability >= 90;
-  const int64_t vectors = vectors_of_row(work);
+inline Shape choose_shape(const Work& work, const Device& device) {
+  const int64_t vectors = work.batch.vocab * bytes_per_token(work.batch.dtype) / 16;
   // Two vectors a thread and more, so that a short row is not spread over threads that find nothing to do.
   int32_t threads = 32;
   while (threads < kThreads && threads * 2 <= vectors) threads *= 2;
 
   const int64_t largest_share = shared_memory(device.capability) - kStaticShared;
-  // Half of what an SM has, so that one block's loads overlap another's search.
+  // Half of what a multiprocessor has, so that one block's loads overlap another's search.
   const int64_t wanted_share = shared_memory(device.capability) / 2 - kStaticShared;
   int32_t blocks = 1;
-  if (clusters) {
-    const auto too_large = [&] { return resident_bytes(work, blocks, threads) > wanted_share; };
+  if (device.capability >= 90) {
+    const int32_t most = device.largest_cluster < kPortableBlocks ? device.largest_cluster : kPortableBlocks;
+    const auto too_large = [&](int64_t share) { return resident_bytes(work, blocks, threads) > share; };
     const auto leaves_idle = [&] {
       return work.rows * blocks * 2 <= device.multiprocessors && vectors >= int64_t{2} * blocks * threads;
     };
-    while (blocks < kPortableBlocks && (too_large() || leaves_idle())) blocks *= 2;
-    if (resident_bytes(work, blocks, threads) > largest_share) blocks = kLargestBlocks;
-    if (resident_bytes(work, blocks, threads) > largest_share) return {kPortableBlocks, threads, true, false, false};
-    return {blocks, threads, blocks > 1, true, false};
+    while (blocks < most && (too_large(wanted_share) || leaves_idle())) blocks *= 2;
+    if (too_large(largest_share) && device.largest_cluster >= kLargestBlocks) blocks = kLargestBlocks;
+    const bool resident = !too_large(largest_share);
+    if (!resident) blocks = most;
+    return {blocks, threads, blocks > 1, resident, false};
   }
+  // The last block to arrive does all but the maximum alone, from the second-level cache.
   while (blocks < kLargestBlocks && work.rows * blocks * 2 <= device.multiprocessors &&
          vectors >= int64_t{4} * blocks * threads)
     blocks *= 2;
   return {blocks, threads, false, blocks == 1 && resident_bytes(work, 1, threads) <= largest_share, false};
+}
+
+// Whether the kernels can run in this shape: what a launch refuses would write out of bounds.
+constexpr bool possible(const Shape& shape) {
+  const bool counts = shape.blocks >= 1 && shape.blocks <= kLargestBlocks && shape.threads >= 32 &&
+                      shape.threads <= kMostThreads && shape.threads % 32 == 0;
+  return counts && (shape.cluster || shape.blocks == 1 || !shape.resident);
 }
 
 constexpr bool needs_workspace(const Shape& shape) {

@@ -8,7 +8,7 @@ namespace fastsample::cuda {
 // Up to three quarters of the maxima may be asked for: the rest is spent where one part of the row holds several of the
 // largest tokens.
 constexpr uint32_t kLargestBoundedK = kMaxima / 4 * 3;
-constexpr uint32_t kFewK = kFewMaxima / 8 * 3;
+constexpr uint32_t kFewK = kFewMaxima / 4;
 // On the peaked rows of real models the first 128 tokens are often all that top_p keeps.
 constexpr uint32_t kHead = 128;
 

@@ -76,7 +76,8 @@ struct Sweeps {
     return 0;
   }
 
-  // The index after the `needed`-th token equal to `value` in the base set, in every thread.
+  // The index after the `needed`-th token equal to `value` in the base set, or the base set's end where there are
+  // fewer; in every thread.
   __device__ __forceinline__ uint32_t end_of_ties(Cut base, float value, uint64_t needed) const {
     const auto tie = [&](float x, uint32_t index) -> uint64_t { return x == value && base.keeps(x, index); };
     uint64_t ties = 0;
@@ -87,7 +88,7 @@ struct Sweeps {
       });
     const uint64_t of_warp = warp_sum(ties);
     uint64_t before;
-    group.sum(ties, before);
+    if (group.sum(ties, before) < needed) return base.end;
     uint64_t end = 0;
     if (before < needed && needed <= before + of_warp) {
       uint64_t measured;

@@ -14,7 +14,7 @@ __device__ __forceinline__ float coefficient() {
 }
 
 struct Weight {
-  enum Kind { kLogits, kInfinite, kProbabilities };
+  enum class Kind : uint32_t { kLogits, kInfinite, kProbabilities };
 
   Kind kind;
   float most;
@@ -23,7 +23,7 @@ struct Weight {
 
   __device__ Weight(const Filters& filters, float largest, int64_t vocab) : most(largest), scale0(1), scale1(1) {
     if (filters.probabilities) {
-      kind = kProbabilities;
+      kind = Kind::kProbabilities;
       const int bits = 64 - __clzll(vocab - 1);  // ceil(log2 V); 0 for one token
       const int weight_bits = 62 - bits < kWeightBits ? 62 - bits : kWeightBits;
       // e = floor(log2 largest), also of a denormal
@@ -34,20 +34,20 @@ struct Weight {
       scale0 = __uint_as_float(static_cast<uint32_t>(power / 2 + 127) << 23);
       scale1 = __uint_as_float(static_cast<uint32_t>(power - power / 2 + 127) << 23);
     } else if (largest == kInfinity) {
-      kind = kInfinite;
+      kind = Kind::kInfinite;
     } else {
-      kind = kLogits;
+      kind = Kind::kLogits;
       scale0 = exponent_scale(filters.temperature);
     }
   }
 
   // d of the law. In a row with +inf the infinite tokens have 0 and all others -inf.
   __device__ __forceinline__ float exponent(float x) const {
-    if (kind == kInfinite) return x == kInfinity ? 0.0f : -kInfinity;
+    if (kind == Kind::kInfinite) return x == kInfinity ? 0.0f : -kInfinity;
     return __fmul_rn(__fsub_rn(x, most), scale0);
   }
 
-  // P(f), and -n as a shift; d from -41 to 0. Rounding down while adding 1.5 * 2^23 leaves floor(d) in the low bits:
+  // P(f), and -n as a shift; d from -126 to 0. Rounding down while adding 1.5 * 2^23 leaves floor(d) in the low bits:
   // one instruction at full rate, where a floor and a conversion take two of the slow pipe.
   static __device__ __forceinline__ float power(float d, uint32_t& shift) {
     constexpr float kShifter = 0x1.8p23f;
@@ -71,19 +71,19 @@ struct Weight {
   }
 
   __device__ __forceinline__ uint64_t of_special(float x) const {
-    if (kind == kInfinite) return x == kInfinity ? kLargestWeight : 0;
+    if (kind == Kind::kInfinite) return x == kInfinity ? kLargestWeight : 0;
     return x > 0 ? __float2ull_rz(__fmul_rn(__fmul_rn(x, scale0), scale1)) : 0;
   }
 
   __device__ __forceinline__ uint64_t operator()(float x) const {
-    return kind == kLogits ? of_exponent(exponent(x)) : of_special(x);
+    return kind == Kind::kLogits ? of_exponent(exponent(x)) : of_special(x);
   }
 
   // What the tokens of a vector for which keeps(i) holds weigh together: the kind is asked once a vector.
   template <int kTokens, class Keeps>
   __device__ __forceinline__ uint64_t sum(const float (&x)[kTokens], const Keeps& keeps) const {
     uint64_t total = 0;
-    if (kind == kLogits) {
+    if (kind == Kind::kLogits) {
 #pragma unroll
       for (int i = 0; i < kTokens; ++i) {
         const uint64_t w = of_exponent(__fmul_rn(__fsub_rn(x[i], most), scale0));

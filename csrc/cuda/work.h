@@ -32,6 +32,13 @@ struct Shape {
   bool overlaps;  // may start while the kernel ahead of it in the stream ends (programmatic dependent launch)
 };
 
+// Vectors of 16 bytes, `per_vector` tokens each, that each lane has of a row whose first vector begins `lead` tokens
+// before it.
+FASTSAMPLE_FUNCTION int64_t vectors_per_lane(int64_t lead, int64_t vocab, int64_t per_vector, int64_t lanes) {
+  const int64_t vectors = (lead + vocab + per_vector - 1) / per_vector;
+  return (vectors + lanes - 1) / lanes;
+}
+
 // The memory that blocks without a cluster leave their findings in: zero bytes where they do not need any.
 struct Workspace {
   uint32_t* arrivals;  // [rows], zeroed before the launch
@@ -42,6 +49,7 @@ struct Workspace {
 struct Device {
   int32_t capability;  // 90 for sm_90
   int32_t multiprocessors;
+  int32_t largest_cluster = 8;  // in blocks that fill a multiprocessor each; 1 without clusters
 };
 
 }  // namespace fastsample::cuda
