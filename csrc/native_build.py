@@ -1,4 +1,6 @@
-"""Compiles what is in csrc/: setup.py makes the package's object with it, the tests their sanitizer programs.
+"""Compiles what is in csrc/: setup.py makes the package's objects with it, the tests their sanitizer programs.
+
+What needs nvcc is in nvcc.py.
 
 Only the standard library is used, so that ``python3 csrc/native_build.py`` (the first step of ``make install``) can say
 what a machine lacks before anything is downloaded.
@@ -126,6 +128,11 @@ def cpu_sources(folder: Path, compiler: Compiler) -> list[Path]:
     return [source for source in sorted(folder.glob("*.cpp")) if not (foreign and source.stem.endswith(foreign))]
 
 
+def jobs() -> int:
+    """How many compilations may run at once: the environment's MAX_JOBS, else one per core."""
+    return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+
+
 def extra_flags(variable: str) -> list[str]:
     """The user's own flags in the environment variable `variable`, such as CXXFLAGS=-Werror."""
     return shlex.split(os.environ.get(variable, ""))
@@ -149,9 +156,13 @@ class Build:
     compiler: Compiler
     steps: list[Step] = field(default_factory=list)
 
+    def object_of(self, source: Path) -> Path:
+        """Where the object file of `source` is made."""
+        return self.folder / f"{source.parent.name}-{source.name}.o"
+
     def compile(self, source: Path, flags: Iterable[str]) -> Path:
         """Adds the compilation of `source` with `flags`, those of CXXFLAGS and the law's; returns the object's path."""
-        made = self.folder / f"{source.parent.name}-{source.name}.o"
+        made = self.object_of(source)
         depfile = made.with_suffix(".d")
         command = [*self.compiler.command, "-std=c++17", *WARNING_FLAGS, *flags, *extra_flags("CXXFLAGS"), *LAW_FLAGS]
         for suffix, instructions in INSTRUCTION_SET_FLAGS.items():
@@ -177,10 +188,10 @@ class Build:
         # Without ninja (nothing can be downloaded everywhere) the same commands run one by one, all of them.
         commands: list[Sequence[str]] = [step.command for step in self.steps]
         if ninja:
-            commands = [[ninja, "-f", str(ninja_file), "-j", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))]]
+            commands = [[ninja, "-f", str(ninja_file), "-j", str(jobs())]]
         for command in commands:
             if subprocess.run(command).returncode != 0:
-                raise BuildError(f"compiling with {self.compiler} failed; see its messages above")
+                raise BuildError(f"compiling failed (with {self.compiler}); see the messages above")
 
     def _ninja(self) -> str:
         def path(name: Path) -> str:

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import torch
 
-from fastsample import ops
+from fastsample import native_objects, ops
 
-_LATER = "not part of this version: GPU tensors run on the reference"
+_LATER = "not part of this version"
+_ACCEPTED = '"auto", "reference", "cpu" or "cuda"'
 
 
 class BackendStatus(NamedTuple):
@@ -27,21 +28,16 @@ class BackendStatus(NamedTuple):
 
 
 def backends() -> dict[str, BackendStatus]:
-    """The status of every backend, by name, without running any.
+    """The status of every backend, by name, without running any. Initialises CUDA where there is a device.
 
     Returns:
         "reference", "cpu", "triton" and "cuda", each with a `BackendStatus`.
     """
-    if ops.cpu_status == "ok":
-        instruction_set = ops.instruction_set()
-        cpu = BackendStatus("cpu", True, f"native kernels, {instruction_set}", instruction_set)
-    else:
-        cpu = BackendStatus("cpu", False, ops.cpu_status)
     return {
         "reference": BackendStatus("reference", True, "plain PyTorch, on any device"),
-        "cpu": cpu,
+        "cpu": _cpu(),
         "triton": BackendStatus("triton", False, _LATER),
-        "cuda": BackendStatus("cuda", False, _LATER),
+        "cuda": _cuda(),
     }
 
 
@@ -58,12 +54,27 @@ def select(backend: str, device: torch.device) -> ops.Ops:
         return ops.compiled
     if backend == "reference":
         return ops.reference_only
-    if backend == "cpu":
-        if ops.cpu_status != "ok":
-            raise RuntimeError(f'backend: "cpu" is not usable: {ops.cpu_status}; accepted: "auto" or "reference"')
-        if device.type != "cpu":
-            raise ValueError(f'backend: "cpu" does not serve tensors on {device}; accepted: "auto" or "reference"')
+    if backend in ("cpu", "cuda"):
+        status = ops.cpu_status if backend == "cpu" else ops.cuda_status or ops.load_cuda()
+        if status != "ok":
+            raise RuntimeError(f'backend: "{backend}" is not usable: {status}; accepted: "auto" or "reference"')
+        if device.type != backend:
+            raise ValueError(f'backend: "{backend}" serves no tensors on {device}; accepted: "auto" or "reference"')
         return ops.compiled
-    if backend in ("triton", "cuda"):
-        raise ValueError(f'backend: "{backend}" is {_LATER}; accepted: "auto", "reference" or "cpu"')
-    raise ValueError(f'backend: got {backend!r}; accepted: "auto", "reference" or "cpu"')
+    if backend == "triton":
+        raise ValueError(f'backend: "triton" is {_LATER}; accepted: {_ACCEPTED}')
+    raise ValueError(f"backend: got {backend!r}; accepted: {_ACCEPTED}")
+
+
+def _cpu() -> BackendStatus:
+    if ops.cpu_status != "ok":
+        return BackendStatus("cpu", False, ops.cpu_status)
+    instruction_set = ops.instruction_set()
+    return BackendStatus("cpu", True, f"native kernels, {instruction_set}", instruction_set)
+
+
+def _cuda() -> BackendStatus:
+    status = ops.load_cuda()
+    if status != "ok":
+        return BackendStatus("cuda", False, f"{status}; CUDA tensors run on the reference")
+    return BackendStatus("cuda", True, f"native kernels, {native_objects.cuda_build()}")

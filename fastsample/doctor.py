@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample import ops
+from fastsample import native_objects, ops
 from fastsample.backends import BackendStatus, backends
 from fastsample.sampling import sample
 
@@ -36,14 +36,14 @@ class SelfCheck(NamedTuple):
 
     Attributes:
         backend: its name in `backend=`.
-        instruction_set: the CPU instruction set it ran with, or None.
+        place: the CPU instruction set or the GPU ("cuda:0") that it ran on; None for the reference.
         draws: how many tokens were compared.
         disagreements: how many of them differ; by the sampling law there is none.
         first: the first difference in words, or None.
     """
 
     backend: str
-    instruction_set: str | None
+    place: str | None
     draws: int
     disagreements: int
     first: str | None
@@ -54,6 +54,7 @@ class Report(NamedTuple):
 
     versions: dict[str, str]
     cpu: dict[str, str]
+    gpu: dict[str, str]
     backends: dict[str, BackendStatus]
     self_checks: list[SelfCheck]
 
@@ -71,6 +72,10 @@ def examine() -> Report:
     for name, backend in status.items():
         if not backend.usable:
             continue
+        if name == "cuda":
+            for index in range(torch.cuda.device_count()):
+                checks.append(self_check(cases, name, f"cuda:{index}", torch.device("cuda", index)))
+            continue
         if backend.instruction_set is None:
             checks.append(self_check(cases, name))
             continue
@@ -78,7 +83,7 @@ def examine() -> Report:
         for instruction_set in ops.INSTRUCTION_SETS[: ops.INSTRUCTION_SETS.index(backend.instruction_set) + 1]:
             with ops.instruction_set_capped(instruction_set):
                 checks.append(self_check(cases, name, instruction_set))
-    return Report(_versions(), _cpu(), status, checks)
+    return Report(_versions(), _cpu(), _gpu(), status, checks)
 
 
 def expected_draws() -> list[Case]:
@@ -89,18 +94,24 @@ def expected_draws() -> list[Case]:
     ]
 
 
-def self_check(cases: list[Case], backend: str, instruction_set: str | None = None) -> SelfCheck:
+def self_check(
+    cases: list[Case], backend: str, place: str | None = None, device: torch.device | None = None
+) -> SelfCheck:
     """Compare a backend with the reference by `==`.
 
     Args:
         cases: what `expected_draws` returns.
         backend: a usable backend's name.
-        instruction_set: only noted in the result.
+        place: only noted in the result.
+        device: where the backend is to run; None is the CPU.
     """
     draws = disagreements = 0
     first = None
     for name, logits, parameters, expected in cases:
-        tokens = sample(logits, backend=backend, **parameters)
+        moved: dict[str, Any] = {
+            key: value.to(device) if isinstance(value, Tensor) else value for key, value in parameters.items()
+        }
+        tokens = sample(logits.to(device), backend=backend, **moved).cpu()
         different = (tokens != expected).nonzero().tolist()
         if different and first is None:
             row, draw = different[0]
@@ -110,12 +121,12 @@ def self_check(cases: list[Case], backend: str, instruction_set: str | None = No
             )
         draws += tokens.numel()
         disagreements += len(different)
-    return SelfCheck(backend, instruction_set, draws, disagreements, first)
+    return SelfCheck(backend, place, draws, disagreements, first)
 
 
 def render(report: Report) -> str:
     """The report as plain text, one fact a line."""
-    lines = [f"{name}: {value}" for section in (report.versions, report.cpu) for name, value in section.items()]
+    lines = [f"{name}: {value}" for name, value in _facts(report).items()]
     for backend in report.backends.values():
         lines.append(f"backend {backend.name}: {'usable' if backend.usable else 'not usable'}: {backend.detail}")
     lines += [f"self-check {_label(check)}: {_verdict(check)}" for check in report.self_checks]
@@ -133,7 +144,7 @@ def main() -> int:
         return 0 if report.healthy else 1
     console = Console()
     facts = Table("", "", title="This installation", show_header=False)
-    for name, value in {**report.versions, **report.cpu}.items():
+    for name, value in _facts(report).items():
         facts.add_row(name, value)
     usable = Table("backend", "usable", "what or why not", title="Backends")
     for backend in report.backends.values():
@@ -146,8 +157,12 @@ def main() -> int:
     return 0 if report.healthy else 1
 
 
+def _facts(report: Report) -> dict[str, str]:
+    return {**report.versions, **report.cpu, **report.gpu}
+
+
 def _label(check: SelfCheck) -> str:
-    return check.backend if check.instruction_set is None else f"{check.backend}, {check.instruction_set}"
+    return check.backend if check.place is None else f"{check.backend}, {check.place}"
 
 
 def _verdict(check: SelfCheck) -> str:
@@ -195,9 +210,9 @@ def _versions() -> dict[str, str]:
 
 def _compiler() -> str | None:
     """What compiled the native object: compilers leave their name in it (the ELF section .comment)."""
-    if not ops.NATIVE_OBJECT.exists():
+    if not native_objects.CPU_OBJECT.exists():
         return None
-    names = re.findall(rb"GCC: \([^\x00]*|[^\x00]*clang version [^\x00]*", ops.NATIVE_OBJECT.read_bytes())
+    names = re.findall(rb"GCC: \([^\x00]*|[^\x00]*clang version [^\x00]*", native_objects.CPU_OBJECT.read_bytes())
     return ", ".join(sorted({name.decode(errors="replace") for name in names})) or None
 
 
@@ -215,3 +230,19 @@ def _cpu() -> dict[str, str]:
         "CPU features": " ".join(features) or f"unknown; torch uses {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _gpu() -> dict[str, str]:
+    build = native_objects.cuda_build()
+    facts = {"CUDA object": str(build) if build else "not built"}
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return facts
+    newest = ".".join(map(str, native_objects.cuda_of_driver()))
+    facts["CUDA"] = f"{torch.version.cuda} of torch; the driver supports up to {newest}"
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        facts[f"cuda:{index}"] = (
+            f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, {gpu.multi_processor_count} multiprocessors, "
+            f"{gpu.total_memory / 2**30:.0f} GiB"
+        )
+    return facts

@@ -1,8 +1,8 @@
 """The operators: every schema once, what implements it, and its fake (shape-only) version beside it.
 
-There are two namespaces with the same schemas. In ``fastsample`` CPU tensors go to the native object when it is loaded
-and everything else goes to the reference; ``fastsample_reference`` always runs the reference. So to choose a backend is
-to choose a namespace, and a test runs one body on several backends by swapping it.
+There are two namespaces with the same schemas. In ``fastsample`` CPU and CUDA tensors go to the native objects where
+those are loaded and everything else goes to the reference; ``fastsample_reference`` always runs the reference. So to
+choose a backend is to choose a namespace, and a test runs one body on several backends by swapping it.
 
 The kernels trust their arguments. Whoever calls an operator directly, and not through `fastsample.sample` or
 `fastsample.transforms`, has to keep the conventions that `fastsample.arguments` guarantees.
@@ -11,13 +11,12 @@ The kernels trust their arguments. Whoever calls an operator directly, and not t
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastsample import autograd, reference
+from fastsample import autograd, native_objects, reference
 
 _FILTERS = (
     "float temperature, Tensor? temperature_rows, int top_k, Tensor? top_k_rows, "
@@ -35,9 +34,9 @@ _FILTERED_PROBS = f"(Tensor logits, {_FILTERS}) -> Tensor"
 _LOG_PROBS = f"(Tensor logits, Tensor tokens, {_FILTERS}) -> Tensor"
 _DRAW_SEED = "(Tensor(a!) seed_and_offset) -> ()"
 _CPU_INSTRUCTION_SET = "(int level) -> int"
+_CUDA_SHAPE = "(Tensor logits, int rows) -> int[]"
 
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
-NATIVE_OBJECT = Path(__file__).with_name("_cpu.abi3.so")
 INSTRUCTION_SET_VARIABLE = "FASTSAMPLE_CPU_INSTRUCTION_SET"
 
 
@@ -99,39 +98,65 @@ def _define(library: torch.library.Library) -> Ops:
     return Ops(**overloads)
 
 
-def _load_native_object() -> str:
-    """Load the compiled kernels. Returns "ok", or why they are not there: a broken object must not stop the import."""
-    if not NATIVE_OBJECT.exists():
-        return f"not built: {NATIVE_OBJECT.name} is not in the package"
-    try:
-        torch.ops.load_library(str(NATIVE_OBJECT))
-    except OSError as error:
-        # torch says only that it could not load the file; the linker's reason is the cause.
-        return f"failed: {error.__cause__ or error}"
-    return "ok"
-
-
 # Both libraries live as long as the module: their registrations go when they are collected.
 _library = torch.library.Library("fastsample", "DEF")
 _reference_library = torch.library.Library("fastsample_reference", "DEF")
 _library.define("cpu_instruction_set" + _CPU_INSTRUCTION_SET, tags=[torch.Tag.pt2_compliant_tag])
+_library.define("cuda_shape" + _CUDA_SHAPE, tags=[torch.Tag.pt2_compliant_tag])
 
 compiled: Ops = _define(_library)
 reference_only: Ops = _define(_reference_library)
 
-cpu_status: str = _load_native_object()
+cpu_status: str = native_objects.load(native_objects.CPU_OBJECT)
+# None until torch uses a CUDA device.
+cuda_status: str | None = None
+
+
+def _load_cuda_kernels() -> None:
+    """Load the CUDA object if a GPU here runs it; else CUDA tensors stay with the reference."""
+    global cuda_status
+    build = native_objects.cuda_build()
+    reason = None
+    if build is not None:
+        capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+        reason = native_objects.why_no_gpu_runs(build, capabilities, native_objects.cuda_of_driver())
+    cuda_status = reason or native_objects.load(native_objects.CUDA_OBJECT)
+
+
+def load_cuda() -> str:
+    """Why the CUDA kernels cannot be used, or "ok" when they are loaded. Initialises CUDA where there is a device."""
+    if cuda_status is None:
+        if not native_objects.CUDA_OBJECT.exists():
+            return f"not built: {native_objects.CUDA_OBJECT.name} is not in the package"
+        if torch.version.cuda is None:
+            return f"this torch ({torch.__version__}) has no CUDA"
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        try:
+            torch.cuda.init()  # which calls _load_cuda_kernels
+        except RuntimeError as error:  # in a forked child, or out of memory
+            return f"failed: {error}"
+    return cuda_status or "no CUDA device"
+
+
+if torch.version.cuda is not None:
+    # torch calls this when it first uses a CUDA device, or at once if it has: before there is a CUDA tensor, outside of
+    # any graph capture or compilation, and never in a process that stays on the CPU. Asking for a device here would
+    # initialise CUDA on import, after which a process can no longer fork.
+    torch.cuda._lazy_call(_load_cuda_kernels)
 
 
 def for_backend(backend: str) -> Ops:
     """The operators behind a backend name.
 
     Args:
-        backend: "auto" or "cpu" (the namespace with native kernels, whether or not they are there), or "reference".
+        backend: "auto", "cpu" or "cuda" (the namespace with native kernels, whether or not they are there), or
+            "reference".
 
     Raises:
         KeyError: the name is none of these; `fastsample.backends.select` is the one that checks a user's choice.
     """
-    return {"auto": compiled, "cpu": compiled, "reference": reference_only}[backend]
+    return {"auto": compiled, "cpu": compiled, "cuda": compiled, "reference": reference_only}[backend]
 
 
 def cap_instruction_set(name: str) -> str:

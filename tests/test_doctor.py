@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsample import cli, doctor, ops, sample
+from fastsample import cli, doctor, native_objects, ops, sample
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def report() -> doctor.Report:
 def test_a_healthy_installation(report: doctor.Report) -> None:
     assert report.healthy
     assert report.versions["torch"] == torch.__version__
-    checked = {(check.backend, check.instruction_set) for check in report.self_checks}
+    checked = {(check.backend, check.place) for check in report.self_checks}
     assert ("reference", None) in checked
     if report.backends["cpu"].usable:
         assert ("cpu", "scalar") in checked
@@ -60,7 +60,7 @@ def test_a_disagreement_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert check.disagreements == 1
     assert check.first is not None
     assert "row 3, draw 1" in check.first
-    report = doctor.Report({}, {}, {}, [check])
+    report = doctor.Report({}, {}, {}, {}, [check])
     assert not report.healthy
     assert "1 of" in doctor.render(report)
     assert "DISAGREE" in doctor.render(report)
@@ -159,9 +159,5 @@ def test_instruction_sets_that_are_none() -> None:
 def test_a_broken_object_does_not_stop_the_import(tmp_path: Path) -> None:
     broken = tmp_path / "_cpu.abi3.so"
     broken.write_bytes(b"no shared object")
-    loader = ops._load_native_object
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "NATIVE_OBJECT", broken)
-        assert loader().startswith("failed: ")
-        patch.setattr(ops, "NATIVE_OBJECT", tmp_path / "nothing.so")
-        assert loader() == "not built: nothing.so is not in the package"
+    assert native_objects.load(broken).startswith("failed: ")
+    assert native_objects.load(tmp_path / "nothing.so") == "not built: nothing.so is not in the package"
