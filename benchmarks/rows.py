@@ -50,7 +50,7 @@ class RealLogits:
 
     def describe(self, vocab: int) -> str:
         """How the rows of this vocabulary are made, in words."""
-        file, logits = self._source(vocab)
+        file, logits = self.source(vocab)
         rows, size = logits.shape
         made = f"the {rows} rows of {file.name}"
         if size != vocab:
@@ -59,7 +59,7 @@ class RealLogits:
         return f"{made}; each repetition rotated by another amount"
 
     def make(self, rows: int, vocab: int) -> Tensor:
-        source = self._source(vocab)[1]
+        source = self.source(vocab)[1]
         pieces = -(-vocab // source.shape[1])
         made = torch.empty(rows, vocab)
         for row in range(rows):
@@ -69,7 +69,8 @@ class RealLogits:
             made[row] = torch.from_numpy(np.roll(whole, row * 7919))
         return made
 
-    def _source(self, vocab: int) -> tuple[Path, np.ndarray]:
+    def source(self, vocab: int) -> tuple[Path, np.ndarray]:
+        """The file that serves this vocabulary, and its rows."""
         if not self.arrays:
             raise NoRowsError(
                 f"{REAL_LOGITS.name} is part of the source tree, not of an installed package; give --real-logits FILE"

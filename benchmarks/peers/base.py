@@ -11,6 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+# What the rows of the work "mixed" ask for, in turn: settings that differ most in what a sampler has to do.
+_MIXED = ("t0.8-k50-p0.9", "greedy", "p0.9", "k50", "plain", "m0.05", "k1000", "t0.7-k40-p0.95-m0.02")
+
 
 class NotServedError(Exception):
     """This sampler does not do this work; the message says why, for the list of what was skipped."""
@@ -22,6 +25,7 @@ class Work(NamedTuple):
     Attributes:
         temperature, top_k, top_p, min_p: as `fastsample.sample` takes them.
         half_neutral: every second row takes no filter and temperature 1, so that the parameters differ by row.
+        mixed: neighbouring rows take settings of their own, and the other attributes are not read.
     """
 
     temperature: float = 1.0
@@ -29,10 +33,11 @@ class Work(NamedTuple):
     top_p: float = 1.0
     min_p: float = 0.0
     half_neutral: bool = False
+    mixed: bool = False
 
     @classmethod
     def parse(cls, key: str) -> Work:
-        """Work from its key: "plain", "greedy", or parts joined by "-": t0.8, k50, p0.9, m0.05, half.
+        """Work from its key: "plain", "greedy", "mixed", or parts joined by "-": t0.8, k50, p0.9, m0.05, half.
 
         Raises:
             ValueError: the key has another part.
@@ -41,6 +46,8 @@ class Work(NamedTuple):
             return cls()
         if key == "greedy":
             return cls(temperature=0.0)
+        if key == "mixed":
+            return cls(mixed=True)
         values: dict[str, Any] = {}
         for part in key.split("-"):
             if part == "half":
@@ -51,8 +58,8 @@ class Work(NamedTuple):
                 values[{"t": "temperature", "p": "top_p", "m": "min_p"}[match[1]]] = float(match[2])
             else:
                 raise ValueError(
-                    f"work: got {key!r}; accepted: plain, greedy, or parts joined by '-' out of t0.8 (temperature), "
-                    "k50 (top_k), p0.9 (top_p), m0.05 (min_p), half (every second row is neutral)"
+                    f"work: got {key!r}; accepted: plain, mixed, greedy, or parts joined by '-' out of t0.8 "
+                    "(temperature), k50 (top_k), p0.9 (top_p), m0.05 (min_p), half (every second row is neutral)"
                 )
         return cls(**values)
 
@@ -61,6 +68,8 @@ class Work(NamedTuple):
         """The key that `parse` takes."""
         if self.greedy:
             return "greedy"
+        if self.mixed:
+            return "mixed"
         parts = [
             f"t{self.temperature:g}" if self.temperature != 1 else "",
             f"k{self.top_k}" if self.top_k else "",
@@ -75,6 +84,8 @@ class Work(NamedTuple):
         """The name in tables."""
         if self.greedy:
             return "greedy"
+        if self.mixed:
+            return "mixed rows"
         parts = [
             f"T {self.temperature:g}" if self.temperature != 1 else "",
             f"k {self.top_k}" if self.top_k else "",
@@ -88,8 +99,20 @@ class Work(NamedTuple):
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def per_row(self) -> bool:
+        """Whether the rows of a batch take different parameters."""
+        return self.half_neutral or self.mixed
+
     def parameters(self, batch: int) -> dict[str, Any]:
         """The keyword arguments of `fastsample.sample` for `batch` rows."""
+        if self.mixed:
+            works = [Work.parse(key) for key in _MIXED]
+            rows = [works[row % len(works)] for row in range(batch)]
+            return {
+                name: torch.tensor([getattr(row, name) for row in rows])
+                for name in ("temperature", "top_k", "top_p", "min_p")
+            }
         parameters = {
             "temperature": self.temperature,
             "top_k": self.top_k,
@@ -179,7 +202,7 @@ def missing_package(package: str) -> str | None:
 
 def refuse_per_row(peer: str, job: Job) -> None:
     """Raises NotServedError for work whose parameters differ by row."""
-    if job.work.half_neutral:
+    if job.work.per_row:
         raise NotServedError(f"{peer} takes one set of parameters for the whole batch")
 
 

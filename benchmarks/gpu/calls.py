@@ -1,0 +1,68 @@
+"""Calls of fastsample that take every path of the kernels once, and whether each gives what the CPU gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastsample
+from fastsample.benchmarks.peers.base import Work
+
+_WORKS = ("greedy", "plain", "k50", "t0.8-k50-p0.9", "p0.9", "k1000", "m0.05", "t0.7-k3000-p0.95-m0.01", "mixed")
+# One token; a few; not a multiple of a vector; more than a block holds in registers; several blocks.
+_VOCABULARIES = (1, 33, 1003, 4099, 40009)
+# Longer than a cluster holds, so that it is read again. Few calls: a tool that follows every access takes its time.
+_LONG_VOCABULARY = 2**20 + 3
+_LONG_WORKS = ("t0.8-k50-p0.9", "p0.9")
+
+
+def mismatches(device: str, backend: str) -> Iterator[str]:
+    """Make every call on a device by a backend, and name those whose result is not the CPU's."""
+    generator = torch.Generator().manual_seed(11)
+    for vocab in (*_VOCABULARIES, _LONG_VOCABULARY):
+        logits = torch.randn(3, vocab, generator=generator) * 3
+        logits[1, vocab // 2] = float("nan")
+        logits[2] = (logits[2] * 2).round() / 2  # ties
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            typed = logits.to(dtype)
+            for key in _LONG_WORKS if vocab == _LONG_VOCABULARY else _WORKS:
+                parameters = Work.parse(key).parameters(3)
+                yield from _differing(f"sample {key}", typed, device, backend, parameters)
+    for order in ("min_p_first", "joint"):
+        parameters = {**Work.parse("k40-p0.9-m0.02").parameters(3), "order": order}
+        yield from _differing(f"sample {order}", logits[:, :9001], device, backend, parameters)
+    for replacement in (True, False):
+        parameters = {"top_k": 5, "num_samples": 9, "replacement": replacement}
+        yield from _differing(f"sample, replacement {replacement}", logits[:, :3001], device, backend, parameters)
+    indices = torch.tensor([2, 0, 7, 0])
+    yield from _differing("sample, indices", logits[:, :2001], device, backend, {"top_p": 0.8, "indices": indices})
+    yield from _differing("sample, every second", logits[:, 1:5001:2], device, backend, {"top_k": 20})
+    for name in ("softmax", "filter_logits", "filtered_probs"):
+        parameters = {} if name == "softmax" else {"top_k": 300, "top_p": 0.9}
+        found = getattr(fastsample, name)(_placed(logits[:, :5003], device), backend=backend, **parameters)
+        expected = getattr(fastsample, name)(logits[:, :5003].contiguous(), **parameters)
+        if not torch.equal(found.cpu().nan_to_num(7), expected.nan_to_num(7)):
+            yield name
+    tokens = torch.arange(3) * 100
+    fastsample.log_probs(_placed(logits[:, :5003], device), tokens.to(device), 0.8, 50, backend=backend)
+
+
+def _differing(name: str, logits: Tensor, device: str, backend: str, parameters: dict[str, Any]) -> Iterator[str]:
+    expected = fastsample.sample(logits, seed=5, **parameters)
+    there: dict[str, Any] = {
+        key: value.to(device) if isinstance(value, Tensor) else value for key, value in parameters.items()
+    }
+    found = fastsample.sample(_placed(logits, device), seed=5, backend=backend, **there)
+    if not torch.equal(found.cpu(), expected):
+        yield f"{name}, {list(logits.shape)}, {logits.dtype}: {found.tolist()}, expected {expected.tolist()}"
+
+
+def _placed(logits: Tensor, device: str) -> Tensor:
+    """The logits on the device, with the strides they have."""
+    if logits.is_contiguous() or device == "cpu":
+        return logits.to(device)
+    base = logits.as_strided((logits.untyped_storage().nbytes() // logits.element_size(),), (1,), 0)
+    return base.to(device).as_strided(logits.shape, logits.stride(), logits.storage_offset())

@@ -1,0 +1,197 @@
+"""Part: the benchmark grid. Every contestant's tokens are checked before it is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastsample
+from fastsample.benchmarks.check import WrongTokensError, check_peer
+from fastsample.benchmarks.ours import OneRead
+from fastsample.benchmarks.peers.base import Job, NotServedError, Peer, Session, Work
+
+from . import grid
+from .contestants import COMPILED, PEERS, FastsampleSession, SoftmaxSession
+from .floor import READ_SHAPES, Floor, FloorError, LaunchSession, ReadSession, build
+from .grid import Setting
+from .inputs import Inputs
+from .options import PartFailedError, PartOptions
+from .records import Recorder
+from .results import FLOOR, LAUNCH, OURS, SOFTMAX, Place
+from .timing import CudaTimer, GpuTimes, HostTimer, Timer, Turn, measure
+
+_CHECKED_ROWS = 32  # against the native CPU kernels, which take a tenth of a millisecond a row
+_CHECKED_PEER_ROWS = 4
+_SEED = 3
+_SECONDS = 0.04  # each contestant in each setting
+_PEER_SECONDS = 0.12
+_QUICK_SECONDS = 0.01
+_COMPILE_SECONDS = 60  # left of the time, or torch.compile is not begun
+# Inputs of one graph: more of a contestant that is one kernel than of one that is twenty.
+_MOST_INPUTS = 512
+_MOST_INPUTS_OF_CHAINS = 64
+_REHEARSED_CACHE = 2**16
+
+
+_REFERENCE = ""
+
+
+class _Timed(NamedTuple):
+    """Who is timed, and on what: the key of the work, or `_REFERENCE` for what is measured once for all of it."""
+
+    who: str
+    work: str
+
+
+def run(recorder: Recorder, options: PartOptions) -> None:
+    """Measure settings until the time is up. Raises PartFailedError if fastsample drew a wrong token anywhere."""
+    end = time.monotonic() + options.seconds - 5
+    runner = _Runner(recorder, options, end)
+    todo = grid.rehearsal() if options.rehearsal else grid.settings()
+    for done, setting in enumerate(todo):
+        if time.monotonic() >= end:
+            recorder.add("note", text=f"the time was up after {done} of {len(todo)} settings of the grid")
+            break
+        runner.measure(setting)
+    for vocab in grid.VOCABULARIES:
+        recorder.add("rows", vocab=vocab, made=runner.inputs.describe(vocab))
+    if runner.failures:
+        raise PartFailedError(f"{len(runner.failures)} failures, the first: {runner.failures[0]}")
+
+
+class _Runner:
+    def __init__(self, recorder: Recorder, options: PartOptions, end: float) -> None:
+        self.recorder, self.options, self.end = recorder, options, end
+        self.device = torch.device(options.device)
+        cache = _REHEARSED_CACHE
+        self.timer: Timer = HostTimer()
+        self.floor: Floor | None = None
+        if self.device.type == "cuda":
+            properties = torch.cuda.get_device_properties(self.device)
+            cache = properties.L2_cache_size
+            self.timer = CudaTimer(3 * cache)
+            try:
+                self.floor = Floor(build(f"sm_{properties.major}{properties.minor}"))
+            except FloorError as error:
+                recorder.add("note", text=str(error))
+        self.inputs = Inputs(self.device, cache)
+        self.peers = {key: peer for key, peer in PEERS.items() if key not in options.unusable_peers}
+        self.failures: list[str] = []
+
+    def measure(self, setting: Setting) -> None:
+        """Measure one setting and record it; what goes wrong is recorded and costs the setting only."""
+        try:
+            self._measure(setting)
+        except Exception as error:
+            self.recorder.add("note", text=f"{setting.place}: {type(error).__name__}: {str(error)[:500]}")
+            self.failures.append(f"{setting.place}: {error}")
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()  # raises if nothing can run on the GPU any more, and ends the part
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _measure(self, setting: Setting) -> None:
+        place = setting.place
+        batches = self.inputs.batches(
+            place.rows, place.vocab, place.batch, place.dtype, rows_kept=2 * max(grid.BATCHES)
+        )
+        jobs = {
+            key: Job(Work.parse(key), place.batch, place.vocab, 1, batches[0].dtype, False) for key in setting.works
+        }
+        turns: dict[_Timed, Turn] = {
+            _Timed(key, _REFERENCE): turn for key, turn in self._references(place, batches).items()
+        }
+        for key, job in jobs.items():
+            try:
+                self._check_ours(batches[0], job.work)
+            except WrongTokensError as error:
+                self.failures.append(f"{place}: {error}")
+                self.recorder.add("wrong", text=f"{place}: {error}")
+                continue
+            ours = FastsampleSession(job, self.options.backend, self.device)
+            turns[_Timed(OURS, key)] = self.timer.prepare(ours, batches, _MOST_INPUTS)
+        times = measure(turns, _SECONDS)
+        # Peers one kind of work after the other: what their graphs keep of the memory is too much for all of them.
+        for key, job in jobs.items():
+            theirs = {
+                _Timed(peer.key, key): turn
+                for peer in self._peers_of(setting)
+                if (turn := self._peer_turn(peer, job, batches)) is not None
+            }
+            times |= measure(theirs, _PEER_SECONDS)
+        self._record(place, self._shape(batches[0]), setting.works, times)
+
+    def _references(self, place: Place, batches: Sequence[Tensor]) -> dict[str, Turn]:
+        job = Job(Work(), place.batch, place.vocab, 1, batches[0].dtype, False)
+        turns = {SOFTMAX: self.timer.prepare(SoftmaxSession(job, self.device), batches, _MOST_INPUTS)}
+        if self.device.type == "cpu":
+            turns[FLOOR] = self.timer.prepare(OneRead(), batches, _MOST_INPUTS)
+        elif self.floor is not None:
+            shapes = {
+                shape: self.timer.prepare(ReadSession(self.floor, shape), batches, _MOST_INPUTS)
+                for shape in READ_SHAPES
+            }
+            quick = measure(shapes, _QUICK_SECONDS)
+            turns[FLOOR] = shapes[min(quick, key=lambda shape: quick[shape].median)]
+            turns[LAUNCH] = self.timer.prepare(LaunchSession(self.floor), batches, _MOST_INPUTS)
+        return turns
+
+    def _check_ours(self, logits: Tensor, work: Work) -> None:
+        parameters: dict[str, Any] = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in work.parameters(len(logits)).items()
+        }
+        tokens = fastsample.sample(logits, seed=_SEED, backend=self.options.backend, **parameters).cpu()
+        first = logits[:_CHECKED_ROWS].cpu()
+        expected = fastsample.sample(first, seed=_SEED, **work.parameters(len(first)))
+        if not torch.equal(tokens[: len(first)], expected):
+            differ = (tokens[: len(first)] != expected).nonzero().flatten().tolist()
+            raise WrongTokensError(
+                f"fastsample ({work.label}): rows {differ[:5]} differ from the CPU's; the first drew "
+                f"{int(tokens[differ[0]])}, not {int(expected[differ[0]])}"
+            )
+        if not bool(((tokens >= 0) & (tokens < logits.shape[1])).all()):
+            raise WrongTokensError(f"fastsample ({work.label}) drew tokens outside the vocabulary")
+
+    def _peers_of(self, setting: Setting) -> list[Peer]:
+        if setting.compiled:
+            return [COMPILED] if self.end - time.monotonic() > _COMPILE_SECONDS else []
+        return list(self.peers.values()) if setting.peers else []
+
+    def _peer_turn(self, peer: Peer, job: Job, batches: Sequence[Tensor]) -> Turn | None:
+        try:
+            session: Session = peer.start(job)
+            session.load(batches[0])
+            tokens = torch.as_tensor(session.draw())[:_CHECKED_PEER_ROWS].cpu()
+            check_peer(peer.label, tokens, batches[0][:_CHECKED_PEER_ROWS].cpu(), job.work)
+            return self.timer.prepare(session, batches, _MOST_INPUTS_OF_CHAINS)
+        except NotServedError:
+            return None
+        except Exception as error:  # another's failure is a note, whatever it is
+            self.recorder.add("note", text=f"{peer.label}, {job.work.label}, B {job.batch}: {str(error)[:300]}")
+            return None
+
+    def _record(
+        self, place: Place, shape: dict[str, int] | None, works: Sequence[str], times: dict[_Timed, GpuTimes]
+    ) -> None:
+        def of(work: str) -> dict[str, dict[str, Any]]:
+            return {timed.who: one._asdict() for timed, one in times.items() if timed.work == work}
+
+        self.recorder.add(
+            "setting",
+            **place._asdict(),
+            shape=shape,
+            references=of(_REFERENCE),
+            works={work: of(work) for work in works},
+        )
+
+    def _shape(self, logits: Tensor) -> dict[str, int] | None:
+        """How the kernels divide a row here, for tuning their launch table."""
+        if self.device.type != "cuda" or not hasattr(torch.ops.fastsample, "cuda_shape"):
+            return None
+        blocks, threads, cluster, resident = torch.ops.fastsample.cuda_shape(logits, len(logits))
+        return {"blocks": blocks, "threads": threads, "cluster": cluster, "resident": resident}

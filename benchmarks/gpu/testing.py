@@ -1,0 +1,49 @@
+"""Part: pytest over tests/gpu. What a test says is recorded as it ends, by tests/gpu/conftest.py."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+
+from .options import ROOT, PartFailedError, PartOptions
+from .records import Recorder, read
+from .subprocesses import Ended, tail, with_python_path
+from .subprocesses import run as run_command
+
+RECORDS_VARIABLE = "FASTSAMPLE_GPU_TEST_RECORDS"
+MODE_VARIABLE = "FASTSAMPLE_GPU_TESTS"
+# Of pytest when tests/gpu/conftest.py finds that no test can run any more in its process: after an illegal access, say,
+# every later call fails too.
+BROKEN_CONTEXT = 70
+_MOST_PROCESSES = 8
+
+
+def run(recorder: Recorder, options: PartOptions) -> None:
+    """Run every test once. Raises PartFailedError if one failed, or if they did not all run."""
+    end = time.monotonic() + options.seconds - 3
+    for _ in range(_MOST_PROCESSES):
+        done = [record["name"] for record in read(recorder.path) if record["kind"] == "test"]
+        ended = _pytest(recorder, options, done, end - time.monotonic())
+        if ended.code != BROKEN_CONTEXT:
+            break
+        recorder.add("note", text="a test left a GPU context in which nothing runs; the rest ran in a new process")
+    tests = [record for record in read(recorder.path) if record["kind"] == "test"]
+    counts = Counter(record["outcome"] for record in tests)
+    failed = [record["name"] for record in tests if record["outcome"] == "failed"]
+    if ended.code is None:
+        raise PartFailedError(f"stopped at the limit after {dict(counts)}; failed: {', '.join(failed) or 'none'}")
+    if failed:
+        raise PartFailedError(f"{len(failed)} of {len(tests)} tests failed: {', '.join(failed)}")
+    if ended.code != 0 or counts["passed"] == 0:
+        raise PartFailedError(f"pytest ended with {ended.code} after {dict(counts)}: {tail(ended.output)[-1500:]}")
+
+
+def _pytest(recorder: Recorder, options: PartOptions, done: list[str], seconds: float) -> Ended:
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "--quiet", "-p", "no:cacheprovider", "--tb=short"]
+    for name in done:
+        command += ["--deselect", name]
+    environment = {**with_python_path(ROOT), RECORDS_VARIABLE: str(recorder.path)}
+    if options.rehearsal:
+        environment[MODE_VARIABLE] = "rehearse"
+    return run_command(command, seconds, environment, ROOT)

@@ -1,0 +1,154 @@
+"""vLLM's Triton kernel for top-k and top-p, with the softmax and the draw that vLLM runs after it.
+
+From an installed vLLM, or from a copy of its one file `vllm/v1/sample/ops/topk_topp_triton.py` that
+FASTSAMPLE_VLLM_TRITON names: vLLM itself need not be there. The copy gets stand-ins for the few helpers it imports; a
+version that also imports vllm.model_executor, as the newest do, needs the whole of vLLM.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample.benchmarks.peers.base import Job, NotServedError, refuse_bfloat16, refuse_per_row
+
+FILE_VARIABLE = "FASTSAMPLE_VLLM_TRITON"
+_MODULE = "vllm.v1.sample.ops.topk_topp_triton"
+
+Apply = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+class VllmTritonSession:
+    def __init__(self, apply: Apply, job: Job) -> None:
+        self.apply, self.work = apply, job.work
+        self.top_k: Tensor | None = None
+        self.top_p: Tensor | None = None
+
+    def load(self, logits: Tensor) -> None:
+        self.logits = logits
+        if self.work.top_k and self.top_k is None:  # on the first call, which is never captured
+            self.top_k = torch.full((len(logits),), self.work.top_k, dtype=torch.int32, device=logits.device)
+        if self.work.top_p < 1 and self.top_p is None:
+            self.top_p = torch.full((len(logits),), self.work.top_p, device=logits.device)
+
+    def draw(self) -> Tensor:
+        # It masks in place. vLLM divides by the temperature in place as well, since its logits are its own.
+        temperature = self.work.temperature
+        logits = self.logits / temperature if temperature != 1 else self.logits.clone()
+        probabilities = torch.softmax(self.apply(logits, self.top_k, self.top_p), dim=-1)
+        # As vLLM draws without a seed for each request (random_sample): the largest of p / q, q exponential.
+        return probabilities.div_(torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
+
+
+class VllmTriton:
+    key = "vllm-triton"
+    label = "vLLM's Triton kernel"
+    package = "vllm"
+    note = (
+        "division by the temperature (or a copy, where it is 1), vLLM's mask of top-k and top-p, torch.softmax, and "
+        "the draw by exponentials"
+    )
+
+    def missing(self) -> str | None:
+        try:
+            load_kernel()
+        except ImportError as error:
+            return str(error)
+        return None
+
+    def start(self, job: Job) -> VllmTritonSession:
+        refuse_per_row(self.label, job)
+        refuse_bfloat16(self.label, job)
+        if job.work.min_p or not (job.work.top_k or job.work.top_p < 1):
+            raise NotServedError("vLLM's kernel is for top_k and top_p")
+        return VllmTritonSession(load_kernel(), job)
+
+
+def load_kernel() -> Apply:
+    """`apply_top_k_top_p_triton`.
+
+    Raises:
+        ImportError: it is not to be had here; the message says why.
+    """
+    file = os.environ.get(FILE_VARIABLE)
+    if not file:
+        try:
+            return _entry(importlib.import_module(_MODULE))
+        except ImportError as error:
+            raise ImportError(f"vllm cannot be imported ({error}), and {FILE_VARIABLE} names no copy of it") from error
+    if not Path(file).is_file():
+        raise ImportError(f"{FILE_VARIABLE}={file}: there is no such file")
+    if file not in _loaded:
+        specification = importlib.util.spec_from_file_location("fastsample_vllm_topk_topp", file)
+        if specification is None or specification.loader is None:
+            raise ImportError(f"{FILE_VARIABLE}={file}: not a Python file")
+        module = importlib.util.module_from_spec(specification)
+        with _stand_ins():
+            specification.loader.exec_module(module)
+        _loaded[file] = _entry(module)
+    return _loaded[file]
+
+
+_loaded: dict[str, Apply] = {}
+
+
+def _entry(module: ModuleType) -> Apply:
+    try:
+        apply: Apply = module.apply_top_k_top_p_triton
+    except AttributeError as error:
+        raise ImportError(f"{module.__file__} has no apply_top_k_top_p_triton") from error
+    return apply
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """What the file imports from vLLM, for as long as it is being imported."""
+    triton = importlib.import_module("triton")
+
+    def next_power_of_2(number: int) -> int:
+        return 1 << max(0, number - 1).bit_length()
+
+    def num_compute_units(device: int | None = None) -> int:
+        return torch.cuda.get_device_properties(device or 0).multi_processor_count
+
+    contents: dict[str, dict[str, Any]] = {
+        "vllm": {},
+        "vllm.platforms": {"current_platform": _CudaPlatform()},
+        "vllm.triton_utils": {"triton": triton, "tl": importlib.import_module("triton.language")},
+        "vllm.utils": {},
+        "vllm.utils.gpu_sync_debug": {"gpu_sync_allowed": nullcontext},
+        "vllm.utils.math_utils": {"next_power_of_2": next_power_of_2},
+        "vllm.utils.platform_utils": {"num_compute_units": num_compute_units},
+    }
+    before = {name: sys.modules.get(name) for name in contents}
+    for name, members in contents.items():
+        module = ModuleType(name)
+        module.__path__ = []
+        vars(module).update(members)
+        sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = old
+
+
+class _CudaPlatform:
+    def is_cuda_alike(self) -> bool:
+        return True
+
+    def is_cuda(self) -> bool:
+        return True

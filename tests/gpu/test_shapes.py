@@ -1,0 +1,40 @@
+"""The kernels in shapes that the policy would not choose here: the tokens do not depend on how a row is divided."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+
+from fastsample import ops
+
+from .mixed_rows import mixed_logits, mixed_parameters
+from .target import Target, needs_gpu
+
+pytestmark = needs_gpu
+
+# blocks, threads, cluster, resident
+SHAPES = [
+    *((blocks, threads, blocks > 1, True) for blocks in (1, 2, 4, 8, 16) for threads in (32, 128, 512)),
+    *((blocks, 512, True, False) for blocks in (2, 8, 16)),
+    *((blocks, threads, False, False) for blocks in (1, 2, 5, 16) for threads in (64, 512)),
+]
+
+
+def forced() -> Callable[[int, int, bool, bool], AbstractContextManager[None]]:
+    shape_forced = getattr(ops, "cuda_shape_forced", None)
+    if shape_forced is None:
+        pytest.skip("this version of fastsample cannot be made to take a shape")
+    return shape_forced
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_shape_draws_the_same(target: Target, shape: tuple[int, int, bool, bool]) -> None:
+    for vocab in (40, 2049, 16007):
+        for dtype in (torch.float32, torch.bfloat16):
+            logits = mixed_logits(500, vocab, dtype, target.device, seed=vocab)
+            parameters = mixed_parameters(500, target.device, seed=vocab)
+            with forced()(*shape):
+                target.check_sample(logits, **parameters)
+                target.check_sample(logits[:50], 0.8, 30, 0.9, seed=1, num_samples=5, replacement=False)
+                target.check_transforms(logits, 0.8, 30, 0.9)
