@@ -49,6 +49,12 @@ class Nvcc:
     def __str__(self) -> str:
         return f"{self.command} (nvcc {self.version})"
 
+    @property
+    def release(self) -> tuple[int, int]:
+        """The version's first two numbers."""
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
+
     def static_runtime(self) -> Path:
         """The toolkit's libcudart_static.a. Raises BuildError where it is not installed."""
         for folder in ("lib64", "lib", *sorted(f"targets/{path.name}/lib" for path in self.root.glob("targets/*"))):
@@ -92,17 +98,18 @@ def probe_nvcc(command: Path) -> Nvcc:
         targets = _output(command, "--list-gpu-code")
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"{command} does not run: {getattr(error, 'stderr', None) or error}") from error
-    version = re.search(r"\bV(\d+)\.(\d+)\.(\d+)", release)
+    version = re.search(r"\bV(\d+\.\d+\.\d+)", release)
     root = re.search(r"^#\$ TOP=(.+)$", steps, re.MULTILINE)
     if version is None or root is None:
         raise BuildError(f"{command} does not answer as nvcc does: {release.strip() or steps.strip()}")
-    if (int(version[1]), int(version[2])) < OLDEST_NVCC:
+    architectures = tuple(sorted(int(number) for number in re.findall(r"^sm_(\d+)$", targets, re.MULTILINE)))
+    nvcc = Nvcc(command, Path(root[1].strip()).resolve(), version[1], architectures)
+    if nvcc.release < OLDEST_NVCC:
         raise BuildError(
-            f"{command} is nvcc {version[0][1:]}; fastsample's CUDA kernels need {_version_text(OLDEST_NVCC)} or newer "
+            f"{nvcc} is too old; fastsample's CUDA kernels need {_version_text(OLDEST_NVCC)} or newer "
             "(FASTSAMPLE_BUILD=cpu for the package without them)"
         )
-    architectures = tuple(sorted(int(number) for number in re.findall(r"^sm_(\d+)$", targets, re.MULTILINE)))
-    return Nvcc(command, Path(root[1].strip()).resolve(), version[0][1:], architectures)
+    return nvcc
 
 
 def chosen_architectures(nvcc: Nvcc) -> tuple[int, ...]:
@@ -144,6 +151,9 @@ def compile_cuda(build: Build, nvcc: Nvcc, sources: Sequence[Path], architecture
     targets.append(f"-gencode=arch=compute_{newest},code=[sm_{newest},compute_{newest}]")
     # ninja runs a source per job; where there are more jobs than sources, each compiles several architectures at once.
     threads = max(2, -(-jobs() // max(1, len(sources))))
+    # -lineinfo, for the profiler, makes binaries 3 times as large; this makes them a sixth of that. Every driver for
+    # CUDA 13 can unpack it, but not every one for CUDA 12.
+    compression = ["-compress-mode=size"] if nvcc.release >= (13, 0) else []
     host = [*WARNING_FLAGS, "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *LAW_FLAGS]
     made = []
     for source in sources:
@@ -153,7 +163,7 @@ def compile_cuda(build: Build, nvcc: Nvcc, sources: Sequence[Path], architecture
         # nvcc takes a program, no command line such as "ccache g++".
         if len(build.compiler.command) == 1 and "NVCC_CCBIN" not in os.environ:
             command += ["-ccbin", build.compiler.command[0]]
-        command += ["-std=c++17", "-O3", "-lineinfo", *ARITHMETIC_FLAGS, f"--threads={threads}", *targets]
+        command += ["-std=c++17", "-O3", "-lineinfo", *compression, *ARITHMETIC_FLAGS, f"--threads={threads}", *targets]
         command += ["-Xptxas=-v", f"-Xcompiler={','.join(host)}", *extra_flags("NVCCFLAGS")]
         command += ["-MD", "-MF", str(depfile), "-c", str(source), "-o", str(output)]
         build.steps.append(Step(output, (source,), tuple(command), depfile))

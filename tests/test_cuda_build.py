@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from native_build import Build, BuildError, find_compiler
 from nvcc import Nvcc, chosen_architectures, compile_cuda, description, find_nvcc, nvcc_command, probe_nvcc, report_of
 
 NVCC = Nvcc(Path("nvcc"), Path("/toolkit"), "13.0.88", (75, 80, 86, 89, 90, 100, 103, 120))
+
+FAT_BINARY = struct.pack("<I", 0xBA55ED50)
 
 REPORT = """\
 ptxas info    : 0 bytes gmem
@@ -48,6 +51,24 @@ def script(tmp_path: Path) -> Callable[[str, str], Path]:
     return write
 
 
+def device_code(path: Path) -> list[list[str]]:
+    """The binaries and PTX in each of the "fat binaries" of a file, from their headers (as `cuobjdump --list-elf`)."""
+    content = path.read_bytes()
+    found = []
+    start = content.find(FAT_BINARY)
+    while start >= 0:
+        header, size = struct.unpack_from("<6xHQ", content, start)
+        entry, end = start + header, start + header + size
+        names = []
+        while entry < end:
+            kind, header, size, architecture = struct.unpack_from("<H2xIQ12xI", content, entry)
+            names.append(f"{'compute' if kind == 1 else 'sm'}_{architecture}")
+            entry += header + size
+        found.append(sorted(names))
+        start = content.find(FAT_BINARY, end)
+    return found
+
+
 def pretend_nvcc(version: str, top: str) -> str:
     """A script that answers as an nvcc of this version in this folder does."""
     return f"""\
@@ -75,7 +96,7 @@ def test_the_toolkit_of_a_wrapper(script: Callable[[str, str], Path], tmp_path: 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (pretend_nvcc("12.7.99", "/toolkit"), r"is nvcc 12\.7\.99; .* 12\.8 or newer .*FASTSAMPLE_BUILD=cpu"),
+        (pretend_nvcc("12.7.99", "/toolkit"), r"nvcc 12\.7\.99\) is too old; .* 12\.8 or newer .*FASTSAMPLE_BUILD=cpu"),
         ("echo no licence >&2; exit 1", "does not run: no licence"),
         ("echo hello", "does not answer as nvcc does: hello"),
     ],
@@ -162,10 +183,7 @@ def test_a_kernel_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
         return output, "".join(capfd.readouterr())
 
     output, said = build()
-    content = output.read_bytes()
-    assert b"sm_75" in content
-    assert b"sm_90" in content
-    assert b".target sm_90" in content or b"compute_90" in content
+    assert device_code(output) == [["compute_90", "sm_75", "sm_90"]]
     assert "unused" in said  # a warning is shown, what ptxas says of each kernel is kept
     assert "ptxas" not in said
     kernels = cuda_resources.kernels(report_of(output).read_text())
@@ -241,6 +259,10 @@ def test_every_kernel_can_be_launched(built: list[Kernel]) -> None:
 def test_every_kernel_is_built_for_every_architecture(built: list[Kernel]) -> None:
     build = native_objects.cuda_build()
     assert build is not None
+    contents = device_code(native_objects.CUDA_OBJECT)
+    expected = [f"compute_{build.ptx}", *(f"sm_{number}" for number in build.architectures)]
+    assert contents
+    assert all(content == sorted(expected) for content in contents)
     counts = Counter(kernel.name for kernel in built)
     assert set(counts.values()) == {len(build.architectures)}
     assert {kernel.architecture for kernel in built} == set(build.architectures)

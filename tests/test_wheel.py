@@ -21,6 +21,8 @@ LARGEST = 30 << 20
 
 def run(command: list[str | Path], **environment: str) -> str:
     """What a command prints, in an environment with nothing but `environment`."""
+    # The threads of xdist's workers would wait for each other.
+    environment = {"OMP_NUM_THREADS": "1", **environment}
     finished = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout

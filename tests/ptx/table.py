@@ -1,0 +1,131 @@
+"""What our kernels do for a row, counted, at the points that tests/data/ptx_counts.json keeps.
+
+A test fails when a count has changed, for better or worse: then look why, and write the file again, in tests/, with
+
+    PYTHONPATH=../csrc:.. python -m ptx.table
+
+`instructions` are those of all threads per token of the row, in PTX, without moves and loads of parameters, of which
+ptxas leaves few; `issue_slots` are the same with the lanes that stand idle in a warp that is at work. Another nvcc may
+make a few per cent more or less of them. `rows_read` is what is read of the logits,
+in sectors of 32 bytes, as a multiple of the row. `wavefronts` of shared memory, `remote_sectors` (32 bytes to or from
+another block's shared memory), `atomic_turns` are those of the whole row (counters.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import nvcc
+from fastsample.arguments import Filters, Randomness
+
+from .compilation import ROOT
+from .counters import SECTOR, Counts
+from .work import Call, Gpu, Shape
+
+FILE = ROOT / "tests/data/ptx_counts.json"
+INSTRUCTIONS_MAY_DIFFER = 0.02
+
+PLAIN = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
+FILTERS = {
+    "greedy": PLAIN._replace(temperature=0.0),
+    "plain": PLAIN,
+    "T .8, k 50, p .9": PLAIN._replace(temperature=0.8, top_k=50, top_p=0.9),
+    "k 50": PLAIN._replace(top_k=50),
+    "p .9": PLAIN._replace(top_p=0.9),
+    "min_p .05": PLAIN._replace(min_p=0.05),
+}
+SEEDED = Randomness(1234, None, 5, None, 0, None, True)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of a batch of `batch`, for which the launch table chooses the shape."""
+
+    filters: str
+    logits: str = "N(0, 3)"
+    dtype: torch.dtype = torch.float32
+    vocab: int = 128256
+    batch: int = 64
+    capability: int = 90
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.filters}; {self.logits}; {dtype} {self.vocab}; batch {self.batch}; sm_{self.capability}"
+
+    @property
+    def gpu(self) -> Gpu:
+        return Gpu(self.capability)
+
+    @property
+    def call(self) -> Call:
+        return Call(row(self.logits, self.vocab).to(self.dtype)[None], FILTERS[self.filters], SEEDED)
+
+    @property
+    def shape(self) -> Shape:
+        return self.gpu.shape(self.call, self.batch)
+
+
+@functools.cache
+def row(name: str, vocab: int) -> Tensor:
+    if name == "a model's":
+        return torch.from_numpy(np.load(ROOT / "tests/data/real_logits.npz")["logits"][0]).float()
+    return torch.randn(vocab, generator=torch.Generator().manual_seed(0)) * {"N(0, 1)": 1.0, "N(0, 3)": 3.0}[name]
+
+
+_MAIN = "T .8, k 50, p .9"
+POINTS = (
+    Point(_MAIN),
+    Point(_MAIN, dtype=torch.bfloat16),
+    Point(_MAIN, dtype=torch.float16),
+    Point(_MAIN, vocab=262144),
+    Point(_MAIN, batch=1),
+    Point(_MAIN, capability=75),
+    Point(_MAIN, capability=75, batch=1),
+    Point("greedy"),
+    Point("plain"),
+    Point("k 50"),
+    Point("min_p .05"),
+    Point("p .9"),
+    Point("p .9", logits="N(0, 1)"),
+    Point("p .9", dtype=torch.bfloat16),
+)
+
+
+def _worth_counting(instructions: Counter[str]) -> int:
+    return sum(count for name, count in instructions.items() if name not in ("move", "parameter"))
+
+
+def entry(point: Point, counts: Counts) -> dict[str, Any]:
+    """A point as the file has it."""
+    row_bytes = point.vocab * point.dtype.itemsize
+    return {
+        "shape": str(point.shape),
+        "instructions": round(_worth_counting(counts.thread_instructions) / point.vocab, 2),
+        "issue_slots": round(32 * _worth_counting(counts.warp_instructions) / point.vocab, 2),
+        "rows_read": round(counts.sectors_read["logits"] * SECTOR / row_bytes, 4),
+        "wavefronts": counts.shared_wavefronts,
+        "remote_sectors": counts.remote_sectors,
+        "atomic_turns": sum(counts.atomic_turns.values()),
+    }
+
+
+def main() -> None:
+    points = {}
+    for point in POINTS:
+        _, counts = point.gpu.run(point.call, point.shape)
+        points[str(point)] = entry(point, counts)
+        print(point, points[str(point)])
+    table = {"nvcc": nvcc.find_nvcc().version, "points": points}
+    FILE.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
