@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <atomic>
 #include <vector>
 
 #include "binding.h"
@@ -34,6 +35,14 @@ void* current_stream(int32_t device) {
   STD_TORCH_CHECK(current_stream_of_torch()(device, &stream) == AOTI_TORCH_SUCCESS,
                   "torch has no current stream on cuda:", device);
   return stream;
+}
+
+// The shape that takes the policy's place, as one number; 0 for none.
+std::atomic<uint64_t> forced_shape{0};
+
+void cuda_force_shape(int64_t blocks, int64_t threads, bool cluster, bool resident, bool overlaps) {
+  const uint64_t sizes = static_cast<uint64_t>(blocks & 0xFFFF) << 32 | static_cast<uint64_t>(threads & 0xFFFF) << 16;
+  forced_shape = sizes | static_cast<uint64_t>(cluster) << 2 | static_cast<uint64_t>(resident) << 1 | overlaps;
 }
 
 class CudaBackend {
@@ -99,7 +108,10 @@ class CudaBackend {
     Shape shape;
     const char* error = shape_for(work, shape);
     STD_TORCH_CHECK(error == nullptr, "cuda:", device_, " cannot be asked what it is: ", error);
-    return shape;
+    const uint64_t forced = forced_shape;
+    if (forced == 0) return shape;
+    return {static_cast<int32_t>(forced >> 32 & 0xFFFF), static_cast<int32_t>(forced >> 16 & 0xFFFF), (forced & 4) != 0,
+            (forced & 2) != 0, (forced & 1) != 0};
   }
 
   void enqueue(const Work& work) const {
@@ -128,6 +140,10 @@ std::vector<int64_t> cuda_shape(const Tensor& logits, int64_t rows) {
 
 }  // namespace
 }  // namespace fastsample::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(fastsample, CompositeExplicitAutograd, library) {
+  library.impl("cuda_force_shape", TORCH_BOX(&fastsample::cuda::cuda_force_shape));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CUDA, library) {
   fastsample::binding::Operators<fastsample::cuda::CudaBackend>::implement(library);

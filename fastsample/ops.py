@@ -35,6 +35,7 @@ _LOG_PROBS = f"(Tensor logits, Tensor tokens, {_FILTERS}) -> Tensor"
 _DRAW_SEED = "(Tensor(a!) seed_and_offset) -> ()"
 _CPU_INSTRUCTION_SET = "(int level) -> int"
 _CUDA_SHAPE = "(Tensor logits, int rows) -> int[]"
+_CUDA_FORCE_SHAPE = "(int blocks, int threads, bool cluster, bool resident, bool overlaps) -> ()"
 
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
 INSTRUCTION_SET_VARIABLE = "FASTSAMPLE_CPU_INSTRUCTION_SET"
@@ -103,6 +104,7 @@ _library = torch.library.Library("fastsample", "DEF")
 _reference_library = torch.library.Library("fastsample_reference", "DEF")
 _library.define("cpu_instruction_set" + _CPU_INSTRUCTION_SET, tags=[torch.Tag.pt2_compliant_tag])
 _library.define("cuda_shape" + _CUDA_SHAPE, tags=[torch.Tag.pt2_compliant_tag])
+_library.define("cuda_force_shape" + _CUDA_FORCE_SHAPE, tags=[torch.Tag.pt2_compliant_tag])
 
 compiled: Ops = _define(_library)
 reference_only: Ops = _define(_reference_library)
@@ -157,6 +159,35 @@ def for_backend(backend: str) -> Ops:
         KeyError: the name is none of these; `fastsample.backends.select` is the one that checks a user's choice.
     """
     return {"auto": compiled, "cpu": compiled, "cuda": compiled, "reference": reference_only}[backend]
+
+
+@contextmanager
+def cuda_shape_forced(
+    blocks: int, threads: int, cluster: bool, resident: bool, overlaps: bool = False
+) -> Iterator[None]:
+    """Have the CUDA kernels run in one shape, for this process, in place of the one that csrc/cuda/policy.h chooses.
+
+    The results do not depend on it; tests and tuning do. A shape that the kernels cannot run in, or the device, makes
+    each call raise.
+
+    Args:
+        blocks: blocks that share a row, 1 to 16.
+        threads: threads of a block, a multiple of 32, 32 to 512.
+        cluster: whether the blocks are a thread-block cluster (sm_90 and newer).
+        resident: whether the row stays in their shared memory, where it must fit.
+        overlaps: whether the kernel may start while the one ahead of it in the stream ends.
+
+    Raises:
+        RuntimeError: the CUDA kernels are not loaded; the message says why.
+    """
+    status = load_cuda()
+    if status != "ok":
+        raise RuntimeError(f"the CUDA kernels are not loaded ({status})")
+    torch.ops.fastsample.cuda_force_shape.default(blocks, threads, cluster, resident, overlaps)
+    try:
+        yield
+    finally:
+        torch.ops.fastsample.cuda_force_shape.default(0, 0, False, False, False)
 
 
 def cap_instruction_set(name: str) -> str:
