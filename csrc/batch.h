@@ -47,6 +47,28 @@ FASTSAMPLE_FUNCTION bool valid_filters(const Filters& filters) {
          filters.min_p >= 0 && filters.min_p <= 1;
 }
 
+FASTSAMPLE_FUNCTION bool has_top_k(const Filters& filters, int64_t vocab) {
+  return filters.top_k > 0 && filters.top_k < vocab;
+}
+FASTSAMPLE_FUNCTION bool has_min_p(const Filters& filters) {
+  return filters.min_p > 0;
+}
+FASTSAMPLE_FUNCTION bool has_top_p(const Filters& filters) {
+  return filters.top_p < 1;
+}
+
+// Law section 3: does Z_B, of which top_p keeps a share, sum over all tokens?
+FASTSAMPLE_FUNCTION bool base_is_everything(const Filters& filters, int64_t vocab) {
+  switch (filters.order) {
+    case Order::kTopKFirst:
+      return !has_top_k(filters, vocab);
+    case Order::kMinPFirst:
+      return !has_top_k(filters, vocab) && !has_min_p(filters);
+    default:
+      return true;
+  }
+}
+
 // Only the first maximum is kept: temperature 0, and top_k 1 whatever the other filters.
 FASTSAMPLE_FUNCTION bool greedy(const Filters& filters) {
   return (filters.temperature == 0 && !filters.probabilities) || filters.top_k == 1;

@@ -313,6 +313,11 @@ def test_selection_under_address_sanitizer() -> None:
     assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-8000:]}"
 
 
+@pytest.mark.slow
+def test_selection_of_what_older_devices_run() -> None:
+    check_a_selection("sm_75", examples=300)
+
+
 # --- the launch table
 
 

@@ -29,22 +29,7 @@ struct Selection {
 
   int64_t first(int64_t part) const { return chunks.first_of_part(part, team.parts); }
   Cut everything() const { return {-kFloatMax, row.size}; }
-  bool has_top_k() const { return filters.top_k > 0 && filters.top_k < row.size; }
-  bool has_min_p() const { return filters.min_p > 0; }
-  bool has_top_p() const { return filters.top_p < 1; }
-
-  // Law section 3: does Z_B, of which top_p keeps a share, sum over all tokens?
-  bool base_is_everything() const {
-    switch (filters.order) {
-      case Order::kTopKFirst:
-        return !has_top_k();
-      case Order::kMinPFirst:
-        return !has_top_k() && !has_min_p();
-      default:
-        return true;
-    }
-  }
-
+  bool has_top_k() const { return fastsample::has_top_k(filters, row.size); }
   // Weights never decrease with the logit, so min_p is a bound on logits.
   Cut cut_of_min_p() const {
     const uint64_t least = mass_bound(filters.min_p, weight_of(weight, most));
@@ -84,13 +69,14 @@ struct Selection {
 
   // The kept set of law section 3.
   Kept select() const {
-    if (!has_top_k() && !has_min_p()) {
-      if (!has_top_p()) return {everything(), Kept::kInRow};
+    if (!has_top_k() && !has_min_p(filters)) {
+      if (!has_top_p(filters)) return {everything(), Kept::kInRow};
       return select_by_mass(everything());
     }
-    const Cut min_p = has_min_p() ? cut_of_min_p() : everything();
+    const Cut min_p = has_min_p(filters) ? cut_of_min_p() : everything();
     // What min_p removes may be left out of the list, unless top_p's base set contains it.
-    const bool min_p_first = !has_top_p() || base_is_everything() || filters.order == Order::kMinPFirst;
+    const bool min_p_first =
+        !has_top_p(filters) || base_is_everything(filters, row.size) || filters.order == Order::kMinPFirst;
     const float needed_from = min_p_first ? min_p.logit : -kFloatMax;
     float bound = has_top_k() ? bound_of_top_k() : -kFloatMax;
     if (needed_from > bound) bound = needed_from;
@@ -114,13 +100,13 @@ struct Selection {
     if (has_top_k() && candidates.size >= filters.top_k)
       narrow(cut_candidates<Measure::kCount>(candidates, weight, list, static_cast<uint64_t>(filters.top_k),
                                              scratch.work));
-    if (has_top_p()) {
+    if (has_top_p(filters)) {
       const uint64_t mass = mass_of(candidates, weight);
-      const uint64_t base = base_is_everything() ? weigh_kept(everything()) : mass;
+      const uint64_t base = base_is_everything(filters, row.size) ? weigh_kept(everything()) : mass;
       const uint64_t target = mass_bound(filters.top_p, base);
       if (mass >= target) narrow(cut_candidates<Measure::kMass>(candidates, weight, list, target, scratch.work));
     }
-    if (has_min_p() && !min_p_first) narrow(min_p);
+    if (has_min_p(filters) && !min_p_first) narrow(min_p);
     return {cut, Kept::kInList};
   }
 
@@ -131,8 +117,10 @@ struct Selection {
       top_k = exact_cut<Measure::kCount>(row, chunks, weight, everything(), most, static_cast<uint64_t>(filters.top_k),
                                          scratch.chunk_maximum, scratch);
     const Cut both = tighter(top_k, min_p);
-    if (!has_top_p()) return {both, Kept::kInRow};
-    const Cut base = base_is_everything() ? everything() : filters.order == Order::kMinPFirst ? both : top_k;
+    if (!has_top_p(filters)) return {both, Kept::kInRow};
+    const Cut base = base_is_everything(filters, row.size) ? everything()
+                     : filters.order == Order::kMinPFirst  ? both
+                                                           : top_k;
     const Kept kept = select_by_mass(base);
     const Cut cut = tighter(kept.cut, both);
     if (cut.logit == kept.cut.logit && cut.end == kept.cut.end) return kept;

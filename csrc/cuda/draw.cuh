@@ -115,6 +115,7 @@ __device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut
       found &= found - 1;
       const uint64_t inside = __shfl_sync(kAllLanes, target - before, lane);
       const uint32_t token = sweeps.locate(inside, kept_weight, taken);
+      __syncwarp();  // all lanes have read what lane 0 may take out; the shuffles before order no memory
       if (group.lane == 0) {
         draws.write(first + lane, token);
         if (Row::kStays && !draws.replacement) sweeps.row.remove(token, group.lane);

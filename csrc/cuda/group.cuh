@@ -7,8 +7,6 @@
 namespace fastsample::cuda {
 
 constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
-constexpr int kMaxThreads = 512;
-constexpr int kMaxBlocks = 16;
 constexpr int kMaxWarps = kMaxBlocks * kMaxThreads / 32;
 
 __device__ __forceinline__ uint64_t warp_sum(uint64_t value) {

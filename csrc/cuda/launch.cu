@@ -44,13 +44,13 @@ cudaError_t permit(int64_t shared, bool clusters) {
 // The largest cluster of blocks that fill a multiprocessor each which this device, or the part of it that this process
 // may use, can run.
 int32_t largest_cluster(int64_t shared) {
-  for (int32_t blocks = kLargestBlocks; blocks > 1; blocks /= 2) {
+  for (int32_t blocks = kMaxBlocks; blocks > 1; blocks /= 2) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(kMostThreads);
+    config.blockDim = dim3(kMaxThreads);
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.attrs = &attribute;
     config.numAttrs = 1;
@@ -147,7 +147,7 @@ size_t workspace_bytes(const Work& work, const Shape& shape) {
 const char* launch(const Work& work, const Shape& shape, void* workspace, void* stream) {
   if (work.rows == 0) return nullptr;
   if (!possible(shape)) return "no shape that the kernels can run in";
-  if (work.rows > INT32_MAX / kLargestBlocks) return "more rows than one launch can have";
+  if (work.rows > INT32_MAX / kMaxBlocks) return "more rows than one launch can have";
   const cudaError_t error = enqueue(work, shape, workspace, static_cast<cudaStream_t>(stream));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

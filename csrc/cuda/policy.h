@@ -11,9 +11,7 @@ namespace fastsample::cuda {
 // Half of what the kernels can have: a top-k row took 22 instructions a token with 512 and 16 with 256 (counted in PTX,
 // together with other changes), since what each thread does once a row then counts for twice the tokens.
 constexpr int32_t kThreads = 256;
-constexpr int32_t kMostThreads = 512;
-constexpr int32_t kPortableBlocks = 8;  // a larger cluster has to be asked for
-constexpr int32_t kLargestBlocks = 16;
+constexpr int32_t kPortableBlocks = 8;       // a larger cluster has to be asked for
 constexpr int64_t kStaticShared = 32 << 10;  // more than the kernels declare; a test compares
 
 // Shared memory that one block can have, by compute capability (CUDA programming guide, "technical specifications").
@@ -53,13 +51,13 @@ inline Shape choose_shape(const Work& work, const Device& device) {
       return work.rows * blocks * 2 <= device.multiprocessors && vectors >= int64_t{2} * blocks * threads;
     };
     while (blocks < most && (too_large(wanted_share) || leaves_idle())) blocks *= 2;
-    if (too_large(largest_share) && device.largest_cluster >= kLargestBlocks) blocks = kLargestBlocks;
+    if (too_large(largest_share) && device.largest_cluster >= kMaxBlocks) blocks = kMaxBlocks;
     const bool resident = !too_large(largest_share);
     if (!resident) blocks = most;
     return {blocks, threads, blocks > 1, resident, false};
   }
   // The last block to arrive does all but the maximum alone, from the second-level cache.
-  while (blocks < kLargestBlocks && work.rows * blocks * 2 <= device.multiprocessors &&
+  while (blocks < kMaxBlocks && work.rows * blocks * 2 <= device.multiprocessors &&
          vectors >= int64_t{4} * blocks * threads)
     blocks *= 2;
   return {blocks, threads, false, blocks == 1 && resident_bytes(work, 1, threads) <= largest_share, false};
@@ -67,8 +65,8 @@ inline Shape choose_shape(const Work& work, const Device& device) {
 
 // Whether the kernels can run in this shape: what a launch refuses would write out of bounds.
 constexpr bool possible(const Shape& shape) {
-  const bool counts = shape.blocks >= 1 && shape.blocks <= kLargestBlocks && shape.threads >= 32 &&
-                      shape.threads <= kMostThreads && shape.threads % 32 == 0;
+  const bool counts = shape.blocks >= 1 && shape.blocks <= kMaxBlocks && shape.threads >= 32 &&
+                      shape.threads <= kMaxThreads && shape.threads % 32 == 0;
   return counts && (shape.cluster || shape.blocks == 1 || !shape.resident);
 }
 

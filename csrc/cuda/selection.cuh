@@ -12,22 +12,11 @@ constexpr uint32_t kFewK = kFewMaxima / 4;
 // On the peaked rows of real models the first 128 tokens are often all that top_p keeps.
 constexpr uint32_t kHead = 128;
 
-__device__ __forceinline__ bool has_top_k_in(const Filters& filters, uint32_t vocab) {
-  return filters.top_k > 0 && filters.top_k < vocab;
-}
-
-// Law section 3: does Z_B, of which top_p keeps a share, sum over all tokens?
-__device__ __forceinline__ bool base_is_everything_in(const Filters& filters, uint32_t vocab) {
-  if (filters.order == Order::kTopKFirst) return !has_top_k_in(filters, vocab);
-  if (filters.order == Order::kMinPFirst) return !has_top_k_in(filters, vocab) && !(filters.min_p > 0);
-  return true;
-}
-
 // How many of a row's largest tokens to look for, by a bound; 0 for none.
 __device__ __forceinline__ uint32_t tokens_to_bound(const Filters& filters, uint32_t vocab) {
   if (greedy(filters)) return 0;
-  if (has_top_k_in(filters, vocab)) return filters.top_k <= kLargestBoundedK ? static_cast<uint32_t>(filters.top_k) : 0;
-  return filters.top_p < 1 && base_is_everything_in(filters, vocab) ? kHead : 0;
+  if (has_top_k(filters, vocab)) return filters.top_k <= kLargestBoundedK ? static_cast<uint32_t>(filters.top_k) : 0;
+  return has_top_p(filters) && base_is_everything(filters, vocab) ? kHead : 0;
 }
 
 // The kept set of a row. Where `in_list`, it is what the leading block's list has a place at or above `last`.
@@ -45,10 +34,10 @@ struct Selection {
   const Filters& filters;
   float head;  // what top_k keeps is at or above it; or where to look for what top_p keeps
 
-  __device__ bool has_top_k() const { return has_top_k_in(filters, sweeps.row.vocab); }
-  __device__ bool has_min_p() const { return filters.min_p > 0; }
-  __device__ bool has_top_p() const { return filters.top_p < 1; }
-  __device__ bool base_is_everything() const { return base_is_everything_in(filters, sweeps.row.vocab); }
+  __device__ bool has_top_k() const { return fastsample::has_top_k(filters, sweeps.row.vocab); }
+  __device__ bool has_min_p() const { return fastsample::has_min_p(filters); }
+  __device__ bool has_top_p() const { return fastsample::has_top_p(filters); }
+  __device__ bool base_is_everything() const { return fastsample::base_is_everything(filters, sweeps.row.vocab); }
 
   // The kept set, the same in every thread, but for `last`, which only the leading block knows.
   __device__ __forceinline__ Kept select() const {

@@ -23,6 +23,9 @@ struct Work {
                                // kLogProbs: float [rows, wanted.count]; contiguous
 };
 
+constexpr int32_t kMaxThreads = 512;  // of a block
+constexpr int32_t kMaxBlocks = 16;    // that share a row
+
 // How a row is divided (chosen in policy.h): `blocks` blocks of `threads` threads share it.
 struct Shape {
   int32_t blocks;
