@@ -98,9 +98,8 @@ def test_every_instruction_is_interpreted(capability: int, dtype: torch.dtype) -
 def test_points_of_the_table(point: Point) -> None:
     counts = check(point.gpu, point.call, point.shape)
     found, kept = table.entry(point, counts), json.loads(table.FILE.read_text())["points"][str(point)]
-    for name in ("instructions", "issue_slots"):
-        assert found.pop(name) == pytest.approx(kept.pop(name), rel=table.INSTRUCTIONS_MAY_DIFFER), found
-    assert found == kept
+    assert (found.pop("shape"), found["rows_read"]) == (kept.pop("shape"), kept["rows_read"])
+    assert found == pytest.approx(kept, rel=table.MAY_DIFFER)
     if point.shape.cluster and point.shape.resident:
         assert found["rows_read"] <= 1.05
 

@@ -4,11 +4,12 @@ A test fails when a count has changed, for better or worse: then look why, and w
 
     PYTHONPATH=../csrc:.. python -m ptx.table
 
-`instructions` are those of all threads per token of the row, in PTX, without moves and loads of parameters, of which
-ptxas leaves few; `issue_slots` are the same with the lanes that stand idle in a warp that is at work. Another nvcc may
-make a few per cent more or less of them. `rows_read` is what is read of the logits,
-in sectors of 32 bytes, as a multiple of the row. `wavefronts` of shared memory, `remote_sectors` (32 bytes to or from
-another block's shared memory), `atomic_turns` are those of the whole row (counters.py).
+`rows_read` is what is read of the logits, in sectors of 32 bytes, as a multiple of the row. `instructions` are those of
+all threads per token of the row, in PTX, without moves and loads of parameters, of which ptxas leaves few;
+`issue_slots` are the same with the lanes that stand idle in a warp that is at work. `wavefronts` of shared memory,
+`remote_sectors` (32 bytes to or from another block's shared memory) and `atomic_turns` are those of the whole row
+(counters.py says what they are). Shape and rows_read have to stay as they are; the rest, which another version of nvcc
+may change a little, within MAY_DIFFER.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .counters import SECTOR, Counts
 from .work import Call, Gpu, Shape
 
 FILE = ROOT / "tests/data/ptx_counts.json"
-INSTRUCTIONS_MAY_DIFFER = 0.02
+MAY_DIFFER = 0.02
 
 PLAIN = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
 FILTERS = {
@@ -96,6 +97,7 @@ POINTS = (
     Point("p .9"),
     Point("p .9", logits="N(0, 1)"),
     Point("p .9", dtype=torch.bfloat16),
+    Point("p .9", logits="a model's", vocab=49152),
 )
 
 
