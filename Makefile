@@ -90,7 +90,7 @@ format: $(VENV)/.packages  ## rewrite the sources as ruff and clang-format want 
 
 wheel: install  ## one wheel in dist/ for every Python >= 3.10 and torch >= 2.10
 	rm -rf build/lib* build/bdist* dist
-	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	FASTSAMPLE_BUILD=built $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:  ## remove what was built, keep .venv and the model
 	rm -rf build dist fastsample.egg-info fastsample/*.so $(VENV)/.built $(VENV)/.choice .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ FASTSAMPLE_BUILD chooses what is compiled:
     cpu     the CPU object, or an error
     cuda    both objects, or an error
     python  nothing
+    built   nothing either: what an earlier build left in fastsample/ is packaged as it is
 The objects use torch's stable ABI, so one build serves every Python >= 3.10 and torch >= 2.10, with and without CUDA.
 FASTSAMPLE_CUDA_ARCHS ("native", or numbers such as "80 90") restricts the GPUs that the CUDA object serves. CUDA_HOME,
 CXX, CXXFLAGS, NVCCFLAGS, LDFLAGS and MAX_JOBS are honoured.
@@ -29,7 +30,7 @@ sys.path.insert(0, str(ROOT / "csrc"))  # setuptools' build backend does not put
 from native_build import Build, BuildError, cpu_sources, find_compiler  # noqa: E402
 from nvcc import chosen_architectures, compile_cuda, description, find_nvcc, nvcc_command  # noqa: E402
 
-MODES = ("auto", "cpu", "cuda", "python")
+MODES = ("auto", "cpu", "cuda", "python", "built")
 MODE = os.environ.get("FASTSAMPLE_BUILD", "auto")
 OLDEST_TORCH = (2, 10)
 TORCH_TARGET_VERSION = "0x020a000000000000ULL"  # OLDEST_TORCH, as torch's headers spell it
@@ -37,10 +38,18 @@ CPU, CUDA = "fastsample._cpu", "fastsample._cuda"
 BINDINGS = {CPU: "csrc/ops.cpp", CUDA: "csrc/ops_cuda.cpp"}
 
 
-def objects_to_build() -> list[str]:
+def object_path(name: str) -> str:
+    """Where the native object of this name is, from the root of a source tree or a wheel."""
+    # torch loads the object, not Python's import system, so the name never depends on the Python that built it.
+    return str(Path(*name.split(".")).with_suffix(".abi3.so"))
+
+
+def chosen_objects() -> list[str]:
     """The native objects that MODE asks for."""
     if MODE == "python":
         return []
+    if MODE == "built":
+        return [name for name in BINDINGS if (ROOT / object_path(name)).exists()]
     with_cuda = MODE == "cuda" or (MODE == "auto" and nvcc_command() is not None)
     return [CPU, CUDA] if with_cuda else [CPU]
 
@@ -122,12 +131,11 @@ class BuildNative(build_ext):
     """Replaces setuptools' compilation by ninja's."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        # torch loads the object, not Python's import system, so the name never depends on the Python that built it.
-        return str(Path(*fullname.split(".")).with_suffix(".abi3.so"))
+        return object_path(fullname)
 
     def run(self) -> None:
         # An object of an earlier build that this one leaves out would not match the sources.
-        for name in BINDINGS.keys() - objects_to_build():
+        for name in BINDINGS.keys() - chosen_objects():
             Path(self.get_ext_fullpath(name)).unlink(missing_ok=True)
         super().run()
 
@@ -136,6 +144,10 @@ class BuildNative(build_ext):
         folder = ROOT / "build" / f"{ext.name.rpartition('._')[2]}-{sysconfig.get_platform()}"
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
+        if MODE == "built":
+            if not self.inplace:
+                self.copy_file(str(ROOT / object_path(ext.name)), str(output))
+            return
         try:
             BUILDERS[ext.name](folder / output.name, folder)
         except BuildError as error:
@@ -159,7 +171,7 @@ if MODE not in MODES:
 
 setup(
     ext_modules=[
-        Extension(name, [BINDINGS[name]], py_limited_api=True, optional=MODE == "auto") for name in objects_to_build()
+        Extension(name, [BINDINGS[name]], py_limited_api=True, optional=MODE == "auto") for name in chosen_objects()
     ],
     cmdclass={"build_ext": BuildNative},
     # A free-threaded Python has no limited API, and setuptools refuses the tag there.

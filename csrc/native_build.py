@@ -8,6 +8,7 @@ what a machine lacks before anything is downloaded.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shlex
@@ -182,6 +183,11 @@ class Build:
     def run(self) -> None:
         """Carries out what is out of date. Raises BuildError when a command fails; its own message is printed above."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write to the same files
+            self._run()
+
+    def _run(self) -> None:
         ninja_file = self.folder / "build.ninja"
         ninja_file.write_text(self._ninja())
         ninja = find_ninja()
