@@ -140,13 +140,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   float largest, reach;
   Row<Element, kResident> row(work.batch, source, group.number(), group.blocks * warps, warp, lane, row_memory);
   if (kResident || !alone || blocks == 1) {
-    largest = load_and_maximum(row, lane, filters.probabilities);
+    largest = load_and_maximum(row, filters.probabilities);
     reach = largest;
   } else {
     const uint32_t part = blockIdx.x % blocks;
     Row<Element, false> slice(work.batch, source, part * warps + warp, blocks * warps, warp, lane, row_memory);
     float* const maxima_of_row = workspace.maxima + output.row * blocks * blockDim.x + threadIdx.x;
-    maxima_of_row[part * blockDim.x] = load_and_maximum(slice, lane, filters.probabilities);
+    maxima_of_row[part * blockDim.x] = load_and_maximum(slice, filters.probabilities);
     if (!last_to_arrive(workspace.arrivals + output.row, blocks, &arrived)) return;
     largest = -kInfinity;
 #pragma unroll 1

@@ -132,7 +132,7 @@ struct Row {
   // multiprocessor that is 64 KiB, where 4.8 TB/s at a latency of 0.8 us need 29. The vectors at the row's ends are
   // first taken for empty, so that those loads wait for nothing.
   template <class Body>
-  __device__ __forceinline__ void load(uint32_t lane, const Body& body) {
+  __device__ __forceinline__ void load(const Body& body) {
     constexpr uint32_t kInFlight = 8;
     const uint32_t nothing = padding_bits<Element>() * (sizeof(Element) == 2 ? 0x10001u : 1u);
     const auto take = [&](uint32_t v, uint32_t index, const uint4& raw) {

@@ -13,11 +13,11 @@ constexpr uint32_t kFewMaxima = kMaxThreads;  // one for each thread of a block,
 
 // The largest of a lane's tokens; a positive NaN if one of them, or a negative probability, makes the row invalid.
 template <class Element, bool kResident>
-__device__ __forceinline__ float load_and_maximum(Row<Element, kResident>& row, uint32_t lane, bool probabilities) {
+__device__ __forceinline__ float load_and_maximum(Row<Element, kResident>& row, bool probabilities) {
   constexpr int kTokens = Row<Element, kResident>::kTokens;
   float largest = -kInfinity;
   bool negative = false;
-  row.load(lane, [&](const float (&x)[kTokens], uint32_t index) {
+  row.load([&](const float (&x)[kTokens], uint32_t index) {
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) largest = maximum_or_nan(largest, x[i]);
     if (probabilities) {

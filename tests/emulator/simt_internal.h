@@ -1,4 +1,4 @@
-// What the runtime (simt.cpp) and the race detector (race.cpp) both know of the threads in flight.
+// What the files of the runtime and the race detector share: the threads in flight, and how they are scheduled.
 #pragma once
 
 #include <cstring>
