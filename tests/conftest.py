@@ -1,21 +1,14 @@
 """What every test can ask for: one body, run on each backend, and memory that is not zero by luck."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from fastsample import ops
+from missing import missing
 
 BACKENDS = ("reference", "cpu-scalar", "cpu-avx2", "cpu-avx512")
-
-
-def _missing(reason: str) -> None:
-    """Skip, but not in CI: there a native object that is not there means that nothing of it was tested."""
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +30,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[ops.Ops]:
         yield ops.for_backend("reference")
         return
     if ops.cpu_status != "ok":
-        _missing(f"the native CPU kernels are not loaded ({ops.cpu_status})")
+        missing(f"the native CPU kernels are not loaded ({ops.cpu_status})")
     with ops.instruction_set_capped(instruction_set) as in_force:
         if in_force != instruction_set:
             pytest.skip(f"this processor has {in_force} at most")

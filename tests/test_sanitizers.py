@@ -1,12 +1,12 @@
 """The C++ kernels, without torch, under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer."""
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 import native_build
+from missing import missing
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "tests/native/sanitize.cpp"
@@ -19,19 +19,12 @@ SANITIZERS = {
 }
 
 
-def unavailable(reason: str) -> None:
-    """Skip, but never in CI, where everything has to run."""
-    if os.environ.get("CI"):
-        pytest.fail(f"in CI the sanitizers have to run: {reason}")
-    pytest.skip(reason)
-
-
 def find_compiler(flags: list[str], folder: Path) -> native_build.Compiler:
     """The compiler, if programs built with `flags` run here: the sanitizers' runtime is a package of its own."""
     try:
         compiler = native_build.find_compiler()
     except native_build.BuildError as error:
-        unavailable(str(error))
+        missing(str(error))
     source, program = folder / "empty.cpp", folder / "empty"
     source.write_text("int main() {}\n")
     attempt = subprocess.run(
@@ -40,7 +33,7 @@ def find_compiler(flags: list[str], folder: Path) -> native_build.Compiler:
     if attempt.returncode == 0:
         attempt = subprocess.run([str(program)], capture_output=True, text=True)
     if attempt.returncode != 0:
-        unavailable(f"{compiler} cannot make programs with {' '.join(flags)}: {attempt.stderr.strip()[-300:]}")
+        missing(f"{compiler} cannot make programs with {' '.join(flags)}: {attempt.stderr.strip()[-300:]}")
     return compiler
 
 

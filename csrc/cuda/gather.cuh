@@ -91,7 +91,7 @@ __device__ __forceinline__ void rank_list(const Group& group, const Weight& weig
     const uint64_t mine = list.place[i];
     uint64_t mass = 0;
     uint32_t count = 0;
-    // Without a branch: loads that wait for a comparison made this loop one chain, three times as long (in the SASS).
+    // Without a branch: with one, each load waited for the comparison before it (seen in the SASS).
 #pragma unroll 8
     for (uint32_t j = 0; j < size; ++j) {
       const uint64_t weighs = list.weight[j];

@@ -58,7 +58,7 @@ struct Sweeps {
         target -= all;
         continue;
       }
-      // Measured anew, once a draw: to keep what the lane measured would take 16 registers that 64 do not have.
+      // Measured anew, once a draw: to keep what the lane measured would take 16 registers with 16-bit logits.
       const int passes = __ffs(static_cast<int>(__ballot_sync(kAllLanes, running > target))) - 1;
       uint64_t rest = target - (running - sum);
       uint32_t token = index;
