@@ -1,0 +1,185 @@
+"""The kernels. `row_kernel` is one row, by the steps of the law: load, maximum, bound, gather, weigh, cut, draw.
+
+Alone it reads a row that fits into the registers of a program once, any other up to three times (`selection.py`). Where
+there are too few rows to keep a GPU busy, the kernels before it do its reads with several programs a row:
+`maximum_kernel`, then for top_p `narrow_kernel`, then `weigh_kernel`. Each finds what the one before left in the row's
+scratch memory; programs never wait for each other. `write.py` has the kernels that write rows.
+"""
+
+import triton
+import triton.language as tl
+
+from . import bound, cut, draw, gather, load, maximum, selection, weigh
+from .law import LAST_RANK, LARGEST_WEIGHT
+from .work import ORDER_MIN_P_FIRST, filters_of, scratch_of, selection_in, source_of, total_in
+
+
+@triton.jit
+def part_of(part, parts, sizes, shape):
+    """The chunks [first, last) that one of the programs of a row reads: whole blocks."""
+    per_block: tl.constexpr = shape.block // shape.chunk
+    chunks = tl.cdiv(tl.cdiv(sizes.chunks, parts), per_block) * per_block
+    first = part * chunks
+    return first, tl.minimum(first + chunks, sizes.chunks)
+
+
+@triton.jit(do_not_specialize=["sources", "filters", "sizes", "parts"])
+def maximum_kernel(logits, sources, filters, sizes, scratch, parts, shape):
+    """load, maximum, with `parts` programs a row. Also readies the scratch memory for the kernels after it."""
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
+    words = scratch_of(scratch, row, shape)
+    if part == 0:
+        gather.clear(words, shape)
+        cut.clear(words, shape)
+    source, exists = source_of(sources, row, sizes)
+    first, last = part_of(part, parts, sizes, shape)
+    if exists:
+        maximum.sweep(load.row_at(logits, source, sizes.vocab, shape), words, first, last, shape)
+
+
+@triton.jit(do_not_specialize=["sources", "filters", "sizes", "parts"])
+def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
+    """bound and the first round of cut, for rows with top_p alone, with `parts` programs a row."""
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
+    words = scratch_of(scratch, row, shape)
+    temperature, top_k, top_p, min_p = filters_of(filters, row)
+    source, exists = source_of(sources, row, sizes)
+    _, has_top_k, has_top_p, _ = selection.plan_of(temperature, top_k, top_p, sizes, shape)
+    if exists & selection.valid_filters(temperature, top_p, min_p, shape) & (has_top_k == 0) & has_top_p:
+        peak = maximum.peaks(words, sizes, shape)
+        first_rank = tl.min(peak, axis=0)
+        if maximum.valid(first_rank, shape):
+            tokens = load.row_at(logits, source, sizes.vocab, shape)
+            weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
+            least = tl.where(
+                filters.order == ORDER_MIN_P_FIRST, selection.least_weight(min_p, weighing, shape), 0
+            )
+            pivots = bound.guessed_pivots(tokens, peak, weighing, top_p, shape)
+            if part == 0:
+                cut.store_pivots(words, pivots, shape)
+            first, last = part_of(part, parts, sizes, shape)
+            cut.narrow(
+                tokens, weighing, words, pivots, first, last, False, LAST_RANK, sizes.vocab, least, shape
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["sources", "filters", "sizes", "parts"])
+def weigh_kernel(logits, sources, filters, sizes, scratch, parts, shape):
+    """weigh and gather, for rows without top_k, with `parts` programs a row."""
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    part = tl.program_id(0) % parts
+    words = scratch_of(scratch, row, shape)
+    temperature, top_k, top_p, min_p = filters_of(filters, row)
+    source, exists = source_of(sources, row, sizes)
+    greedy, has_top_k, has_top_p, _ = selection.plan_of(temperature, top_k, top_p, sizes, shape)
+    if exists & selection.valid_filters(temperature, top_p, min_p, shape) & (has_top_k == 0) & (greedy == 0):
+        first_rank = tl.min(maximum.peaks(words, sizes, shape), axis=0)
+        if maximum.valid(first_rank, shape):
+            weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
+            least = selection.least_weight(min_p, weighing, shape)
+            # Without top_p everything is kept for sure, and nothing is a candidate.
+            sure_rank = tl.full((), LAST_RANK, tl.int32)
+            last_rank = tl.full((), selection.NOTHING, tl.int32)
+            fits = tl.full((), 1, tl.int1)
+            if has_top_p:
+                total = tl.load(total_in(words, shape))
+                zero = tl.full((), 0, tl.int64)
+                low, high, before, reached = cut.between_pivots(
+                    words, cut.load_pivots(words, shape), (first_rank - 1).to(tl.int64), zero + LAST_RANK, zero, total,
+                    cut.mass_bound(top_p, total), shape,
+                )  # fmt: skip
+                sure_rank = low.to(tl.int32)
+                last_rank = high.to(tl.int32)
+                fits = cut.most_members(reached - before, high, False, weighing, shape) <= shape.list
+            if fits:
+                first, last = part_of(part, parts, sizes, shape)
+                least_of_base = tl.where(filters.order == ORDER_MIN_P_FIRST, least, 0)
+                weigh.sweep(
+                    load.row_at(logits, source, sizes.vocab, shape), weighing, words, first, last, sure_rank,
+                    sizes.vocab, last_rank, least, least_of_base, shape,
+                )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["sources", "filters", "sizes", "randomness", "seed", "offset", "stream", "out"])
+def row_kernel(
+    logits, sources, filters, sizes, scratch, randomness, seed: tl.int64, offset: tl.int64, stream: tl.int64, out, shape,
+    draws: tl.constexpr,
+):  # fmt: skip
+    """One row. With `draws` its tokens go to `out`; without, what it keeps goes to the scratch memory, for `write.py`."""
+    row = tl.program_id(0).to(tl.int64)
+    words = scratch_of(scratch, row, shape)
+    target = out.data + row * out.row_stride, out.stride
+    temperature, top_k, top_p, min_p = filters_of(filters, row)
+    source, exists = source_of(sources, row, sizes)
+    if (exists & selection.valid_filters(temperature, top_p, min_p, shape)) == 0:
+        invalid(target, words, sizes, shape, draws)
+        return
+
+    tokens = load.row_at(logits, source, sizes.vocab, shape)
+    if not shape.split:
+        gather.clear(words, shape)
+        maximum.sweep(tokens, words, 0, sizes.chunks, shape)
+        tl.debug_barrier()
+    peak = maximum.peaks(words, sizes, shape)
+    first_rank = tl.min(peak, axis=0)
+    if maximum.valid(first_rank, shape) == 0:
+        invalid(target, words, sizes, shape, draws)
+        return
+
+    greedy, has_top_k, has_top_p, by_list = selection.plan_of(temperature, top_k, top_p, sizes, shape)
+    if greedy:
+        index = maximum.first_maximum(tokens, peak, first_rank, shape)
+        if draws:
+            draw.from_maximum(target, index, sizes.samples, randomness.replacement)
+        else:
+            one = tl.full((), LARGEST_WEIGHT, tl.int64)
+            store_selection(words, first_rank, index, one * 0, one, first_rank, shape)
+        return
+
+    weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
+    least = selection.least_weight(min_p, weighing, shape)
+    if by_list:
+        index, kept, last_rank, last_index, size = selection.of_list(
+            tokens, weighing, words, peak, first_rank, top_k, top_p, has_top_p, least, filters.order, sizes, shape
+        )
+        if size <= shape.list:
+            if draws:
+                draw.from_list(target, index, kept, randomness, seed, offset, stream, row, sizes.samples)
+            else:
+                store_selection(words, last_rank, last_index, least, tl.sum(kept, axis=0), first_rank, shape)
+        by_list = size <= shape.list
+    if by_list == 0:
+        last_rank, last_index = selection.of_row(
+            tokens, weighing, words, peak, first_rank, top_k, top_p, has_top_k, has_top_p, least, filters.order, sizes,
+            shape,
+        )  # fmt: skip
+        if draws:
+            draw.from_row(
+                target, tokens, weighing, words, last_rank, last_index, least, randomness, seed, offset, stream, row,
+                sizes, sizes.samples, shape,
+            )  # fmt: skip
+        else:
+            z = selection.mass_of_chunks(words, sizes, shape)
+            store_selection(words, last_rank, last_index, least, z, first_rank, shape)
+
+
+@triton.jit
+def invalid(target, scratch, sizes, shape, draws: tl.constexpr):
+    """What an invalid row gives."""
+    if draws:
+        draw.nothing(target, 0, sizes.samples)
+    else:
+        tl.store(selection_in(scratch, shape), tl.full((), 0, tl.int64))
+
+
+@triton.jit
+def store_selection(scratch, last_rank, last_index, least, z, first_rank, shape):
+    place = selection_in(scratch, shape)
+    tl.store(place, tl.full((), 1, tl.int64))
+    tl.store(place + 1, last_rank.to(tl.int64))
+    tl.store(place + 2, last_index.to(tl.int64))
+    tl.store(place + 3, least)
+    tl.store(place + 4, z)
+    tl.store(place + 5, first_rank.to(tl.int64))

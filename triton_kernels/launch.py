@@ -1,0 +1,184 @@
+"""The operators on Triton: scratch memory from torch's allocator, and the launches, all on the current stream.
+
+A call takes one launch where a row fits into a program or there are rows enough to keep the GPU busy, else two to four;
+the operators that return rows take one more. Nothing waits for the GPU, so a CUDA graph can capture it all.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from fastsample import arguments, reference
+
+from . import kernels, policy, write, work
+
+# A kernel's place in a row is an int32.
+_LARGEST_VOCAB = 2**29
+# `a * b + c` keeps its two roundings (law section 1).
+_EXACT = {"enable_fp_fusion": False}
+
+
+class _Call(NamedTuple):
+    """What the launches of a call share."""
+
+    logits: work.Logits
+    sources: work.Sources
+    filters: work.Filters
+    sizes: work.Sizes
+    scratch: Tensor
+    shape: work.Shape
+    division: policy.Division
+    rows: int
+
+
+def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *operands: Any) -> None:
+    """`fastsample.reference.sample` on Triton."""
+    filters, randomness = arguments.Filters(*operands[:9]), arguments.Randomness(*operands[9:16])
+    replacement, probabilities = operands[16:]
+    rows, samples = out.shape
+    if logits.numel() == 0 or logits.shape[1] > _LARGEST_VOCAB:
+        reference.sample(out, logits, indices, *operands)
+    elif rows > 0 and samples > 0:
+        with _on_device(logits):
+            call = _prepare(logits, indices, filters, rows, samples, probabilities)
+            _read_by_parts(call, filters)
+            _select(call, randomness, replacement, work.Output(out, *out.stride()), draws=True)
+
+
+def filter_logits(logits: Tensor, *operands: Any) -> Tensor:
+    """`fastsample.reference.filter_logits` on Triton."""
+    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    _write_rows(write.filter_logits_kernel, out, logits, operands)
+    return out
+
+
+def filtered_probs(logits: Tensor, *operands: Any) -> Tensor:
+    """`fastsample.reference.filtered_probs` on Triton."""
+    out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    _write_rows(write.filtered_probs_kernel, out, logits, operands)
+    return out
+
+
+def log_probs(logits: Tensor, tokens: Tensor, *operands: Any) -> Tensor:
+    """`fastsample.reference.log_probs` on Triton."""
+    out = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)
+    count = tokens.shape[1]
+    if logits.numel() > 0 and count > 0:
+        with _on_device(logits):
+            call = _selected(logits, arguments.Filters(*operands))
+            blocks = -(-count // call.division.chunk)
+            write.log_probs_kernel[(call.rows * blocks,)](
+                call.logits, call.filters.temperature, call.sizes, call.scratch,
+                work.Output(tokens, *tokens.stride()), count, work.Output(out, count, 1), call.shape,
+                num_warps=4, **_EXACT,
+            )  # fmt: skip
+    return out
+
+
+def _write_rows(kernel: Any, out: Tensor, logits: Tensor, operands: tuple[Any, ...]) -> None:
+    if logits.numel() == 0:
+        return
+    with _on_device(logits):
+        call = _selected(logits, arguments.Filters(*operands))
+        vocab = logits.shape[1]
+        parts = 1 if call.division.resident else -(-vocab // policy.TOKENS_PER_PART)
+        kernel[(call.rows * parts,)](
+            call.logits, call.filters.temperature, call.sizes, call.scratch, parts, work.Output(out, vocab, 1),
+            call.shape, num_warps=call.division.warps, **_EXACT,
+        )  # fmt: skip
+
+
+def _selected(logits: Tensor, filters: arguments.Filters) -> _Call:
+    """A call whose rows' selections are in its scratch memory."""
+    call = _prepare(logits, None, filters, logits.shape[0], 0, False)
+    _read_by_parts(call, filters)
+    nothing = arguments.Randomness(0, None, 0, None, 0, None, False)
+    _select(call, nothing, True, work.Output(call.scratch, 0, 0), draws=False)
+    return call
+
+
+def _prepare(
+    logits: Tensor, indices: Tensor | None, filters: arguments.Filters, rows: int, samples: int, probabilities: bool
+) -> _Call:
+    vocab = logits.shape[1]
+    largest_k = vocab if filters.top_k_rows is not None else max(0, min(filters.top_k, vocab))
+    division = policy.choose(
+        vocab, rows, logits.element_size(), largest_k, policy.multiprocessors_of(logits.device)
+    )
+    shape = work.Shape(
+        *(tl.constexpr(value) for value in division[:6]), tl.constexpr(division.parts > 1), tl.constexpr(probabilities)
+    )
+    scratch = torch.empty(rows * work.scratch_words(division), dtype=torch.int64, device=logits.device)
+    floats = scratch.view(torch.float32)
+    return _Call(
+        work.Logits(logits, *logits.stride()),
+        work.Sources(scratch, -1) if indices is None else work.Sources(indices, indices.stride(0)),
+        work.Filters(
+            _per_row(filters.temperature, filters.temperature_rows, floats),
+            _per_row(largest_k, filters.top_k_rows, scratch),
+            _per_row(filters.top_p, filters.top_p_rows, floats),
+            _per_row(filters.min_p, filters.min_p_rows, floats),
+            filters.order,
+        ),
+        work.Sizes(logits.shape[0], vocab, -(-vocab // division.chunk), samples),
+        scratch,
+        shape,
+        division,
+        rows,
+    )
+
+
+def _per_row(number: float, rows: Tensor | None, nothing: Tensor) -> work.PerRow:
+    """A parameter; `nothing` stands where a kernel wants a pointer that it does not read."""
+    if rows is None:
+        return work.PerRow(number, nothing, -1)
+    return work.PerRow(number, rows, rows.stride(0) if rows.dim() else 0)
+
+
+def _read_by_parts(call: _Call, filters: arguments.Filters) -> None:
+    """The reads of a row by several programs: those that some row may need, as far as the host can know."""
+    if call.division.parts == 1:
+        return
+    some_without_top_k = filters.top_k_rows is not None or not 0 < filters.top_k < call.sizes.vocab
+    some_top_p = filters.top_p_rows is not None or filters.top_p < 1
+    all_greedy = filters.temperature_rows is None and filters.temperature == 0 and not call.shape.probabilities.value
+    launches = [kernels.maximum_kernel]
+    if some_without_top_k and not all_greedy:
+        launches += [kernels.narrow_kernel] * some_top_p + [kernels.weigh_kernel]
+    for kernel in launches:
+        kernel[(call.rows * call.division.parts,)](
+            call.logits, call.sources, call.filters, call.sizes, call.scratch, call.division.parts, call.shape,
+            num_warps=call.division.warps, **_EXACT,
+        )  # fmt: skip
+
+
+def _select(
+    call: _Call, randomness: arguments.Randomness, replacement: bool, out: work.Output, draws: bool
+) -> None:
+    seed, offset, stream = (
+        _per_row(0, rows, call.scratch)[1:]
+        for rows in (randomness.seed_rows, randomness.offset_rows, randomness.stream_rows)
+    )
+    kernels.row_kernel[(call.rows,)](
+        call.logits, call.sources, call.filters, call.sizes, call.scratch,
+        work.Randomness(*seed, *offset, *stream, int(randomness.stream_per_row), int(replacement)),
+        randomness.seed, randomness.offset, randomness.stream, out, call.shape, draws,
+        num_warps=call.division.warps, **_EXACT,
+    )  # fmt: skip
+
+
+@contextmanager
+def _on_device(tensor: Tensor) -> Iterator[None]:
+    """Triton launches on the current device; and its interpreter's numpy warns of infinities, which the law has."""
+    if tensor.is_cuda:
+        with torch.cuda.device(tensor.device):
+            yield
+    else:
+        import numpy  # which the interpreter needs
+
+        with numpy.errstate(all="ignore"):
+            yield

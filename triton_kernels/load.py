@@ -1,0 +1,54 @@
+"""load: logits from memory to float32, anywhere in memory and in any strides.
+
+Reads what it is asked for, once. A row that fits into a program's registers is loaded whole, and later steps find it
+there (`resident`); of any other, they load the part that they are at.
+"""
+
+import triton
+import triton.language as tl
+
+from .law import INFINITY, NAN_RANK, rank_of
+
+
+@triton.jit
+def tokens_at(data, stride, vocab, index, shape):
+    """The logits at a tile of indices, in their own dtype; beyond the row's end what is never kept."""
+    beyond = 0.0 if shape.probabilities else -INFINITY
+    return tl.load(data + index.to(tl.int64) * stride, mask=index < vocab, other=beyond)
+
+
+@triton.jit
+def row_at(logits, source, vocab, shape):
+    """A row, as the steps pass it on: where it is, its stride and length, and its tokens if it is resident."""
+    data = logits.data + source * logits.row_stride
+    if shape.resident:
+        return data, logits.stride, vocab, tokens_at(data, logits.stride, vocab, tl.arange(0, shape.block), shape)
+    else:
+        return data, logits.stride, vocab, 0
+
+
+@triton.jit
+def tokens(row, index, shape):
+    """Float32 logits at a tile of indices."""
+    data, stride, vocab, _ = row
+    return tokens_at(data, stride, vocab, index, shape).to(tl.float32)
+
+
+@triton.jit
+def block(row, chunk, shape):
+    """Float32 logits and indices of the block that begins with a chunk."""
+    data, stride, vocab, resident = row
+    index = chunk * shape.chunk + tl.arange(0, shape.block)
+    if shape.resident:
+        return resident.to(tl.float32), index
+    else:
+        return tokens_at(data, stride, vocab, index, shape).to(tl.float32), index
+
+
+@triton.jit
+def ranks(x, shape):
+    """The ranks of loaded values; what makes a row invalid ranks above everything."""
+    rank = rank_of(x)
+    if shape.probabilities:
+        rank = tl.where(x < 0.0, NAN_RANK, rank)
+    return rank

@@ -1,0 +1,179 @@
+"""What a kernel is given, by name: the call's tensors and numbers, the shape of the work, and the scratch memory of a row.
+
+A kernel takes these tuples whole, so an argument list is written once, here. Fields hold tensors (pointers, inside the
+kernel), numbers, or in `Shape` constants that the kernel is compiled for.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Logits(NamedTuple):
+    """A matrix of logits or probabilities, anywhere in memory."""
+
+    data: Any
+    row_stride: Any  # in elements
+    stride: Any
+
+
+class PerRow(NamedTuple):
+    """A parameter of each output row: a number, or where `stride` is not negative the entries of a tensor."""
+
+    number: Any
+    rows: Any
+    stride: Any  # 0 for a 0-d tensor
+
+
+class Filters(NamedTuple):
+    """Temperature and filters (law section 3)."""
+
+    temperature: PerRow
+    top_k: PerRow
+    top_p: PerRow
+    min_p: PerRow
+    order: Any  # 0 top_k_first, 1 min_p_first, 2 joint
+
+
+class Sizes(NamedTuple):
+    """What there is of what."""
+
+    logits_rows: Any
+    vocab: Any
+    chunks: Any  # of a row, see Shape.chunk
+    samples: Any  # draws of a row
+
+
+class Sources(NamedTuple):
+    """Which row of logits an output row is drawn from: itself, or where `stride` is not negative indices[row]."""
+
+    indices: Any
+    stride: Any
+
+
+class Randomness(NamedTuple):
+    """The tensors among seed, offset and stream (law section 4); the numbers are arguments of their own, to be int64."""
+
+    seed_rows: Any
+    seed_stride: Any  # negative: the number counts
+    offset_rows: Any
+    offset_stride: Any
+    stream_rows: Any
+    stream_stride: Any
+    stream_per_row: Any
+    replacement: Any
+
+
+class Output(NamedTuple):
+    """A matrix that is written."""
+
+    data: Any
+    row_stride: Any
+    stride: Any
+
+
+class Shape(NamedTuple):
+    """What a kernel is compiled for; `policy.py` chooses it, and no result depends on it."""
+
+    chunk: Any  # tokens that share one maximum and one sum of weights
+    chunks: Any  # room for a row's chunks, a power of two
+    block: Any  # tokens that a program has in hand at a time
+    list: Any  # room for the candidates of a row
+    pivots: Any  # places at which one read of the row measures what ranks above
+    resident: Any  # whether the row is loaded once, and kept in registers
+    split: Any  # whether several programs read a row, in kernels of their own, before one of them goes on
+    probabilities: Any  # whether the rows hold probabilities (law section 5)
+
+
+ORDER_MIN_P_FIRST: tl.constexpr = tl.constexpr(1)
+ORDER_JOINT: tl.constexpr = tl.constexpr(2)
+
+
+@triton.jit
+def number_of(parameter, row):
+    """A parameter of an output row."""
+    given = parameter.stride >= 0
+    place = tl.where(given, row * parameter.stride, 0)
+    return tl.load(parameter.rows + place, mask=given, other=parameter.number)
+
+
+@triton.jit
+def filters_of(filters, row):
+    """Temperature, top_k, top_p and min_p of an output row."""
+    return (
+        number_of(filters.temperature, row),
+        number_of(filters.top_k, row),
+        number_of(filters.top_p, row),
+        number_of(filters.min_p, row),
+    )
+
+
+@triton.jit
+def source_of(sources, row, sizes):
+    """The row of logits that an output row draws from, and whether there is such a row."""
+    given = sources.stride >= 0
+    place = tl.where(given, row * sources.stride, 0)
+    source = tl.load(sources.indices + place, mask=given, other=row)
+    exists = (source >= 0) & (source < sizes.logits_rows)
+    return tl.where(exists, source, 0), exists
+
+
+# --- scratch memory: int64 words, one stretch a row, of which the steps tell each other what they found
+
+
+def scratch_words(shape: Shape) -> int:
+    """How many words of scratch memory a row needs."""
+    return 2 * shape.chunks + shape.list + 2 * shape.pivots + 8
+
+
+@triton.jit
+def scratch_of(scratch, row, shape):
+    """Where a row's stretch begins."""
+    words: tl.constexpr = 2 * shape.chunks + shape.list + 2 * shape.pivots + 8
+    return scratch + row * words
+
+
+@triton.jit
+def peaks_in(scratch, shape):
+    """The first rank of each chunk."""
+    return scratch
+
+
+@triton.jit
+def masses_in(scratch, shape):
+    """The weight that each chunk keeps; before that is known, the numbers of the chunks that hold candidates."""
+    return scratch + shape.chunks
+
+
+@triton.jit
+def list_in(scratch, shape):
+    """The candidates: rank in the high half of the word, index in the low one."""
+    return scratch + 2 * shape.chunks
+
+
+@triton.jit
+def pivots_in(scratch, shape):
+    return scratch + (2 * shape.chunks + shape.list)
+
+
+@triton.jit
+def sums_in(scratch, shape):
+    """What ranks at or above each pivot weighs, then what everything weighs, then how many candidates there are."""
+    return scratch + (2 * shape.chunks + shape.list + shape.pivots)
+
+
+@triton.jit
+def total_in(scratch, shape):
+    return sums_in(scratch, shape) + shape.pivots
+
+
+@triton.jit
+def size_in(scratch, shape):
+    return sums_in(scratch, shape) + (shape.pivots + 1)
+
+
+@triton.jit
+def selection_in(scratch, shape):
+    """For the kernels that write rows: status, rank and index of the last token kept, least weight, Z, first rank."""
+    return sums_in(scratch, shape) + (shape.pivots + 2)

@@ -1,0 +1,89 @@
+"""What the operators write that return rows: filtered logits, probabilities, log-probabilities (law sections 3 and 5).
+
+Each reads what `kernels.row_kernel` left of a row's selection, then the row once (log-probabilities: only the tokens
+asked for), with several programs a row, and writes the result.
+"""
+
+import triton
+import triton.language as tl
+
+from . import load, weigh
+from .kernels import part_of
+from .law import INFINITY, LAST_RANK, LN2, exponent, log1p_of_rest, logit_of, probability, scale_of, share_of
+from .work import number_of, scratch_of, selection_in
+
+NAN: tl.constexpr = tl.constexpr(float("nan"))
+
+
+@triton.jit
+def selection_of(scratch, row, shape):
+    """Whether the row is valid, rank and index of the last token kept, least weight, Z, m."""
+    place = selection_in(scratch_of(scratch, row, shape), shape)
+    valid = tl.load(place) != 0
+    last_rank = tl.load(place + 1, mask=valid, other=LAST_RANK).to(tl.int32)
+    last_index = tl.load(place + 2, mask=valid, other=0).to(tl.int32)
+    least = tl.load(place + 3, mask=valid, other=0)
+    z = tl.load(place + 4, mask=valid, other=1)
+    m = logit_of(tl.load(place + 5, mask=valid, other=0).to(tl.int32))
+    return valid, last_rank, last_index, least, z, m
+
+
+@triton.jit
+def keeps(rank, index, weight, last_rank, last_index, least):
+    within = (rank < last_rank) | ((rank == last_rank) & (index <= last_index))
+    return within & (weight >= least)
+
+
+@triton.jit(do_not_specialize=["temperature", "sizes", "parts"])
+def filter_logits_kernel(logits, temperature, sizes, scratch, parts, out, shape):
+    """Kept logits as they are, -inf elsewhere; NaN throughout an invalid row."""
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    valid, last_rank, last_index, least, _, m = selection_of(scratch, row, shape)
+    c = scale_of(number_of(temperature, row))
+    first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
+    tokens = load.row_at(logits, row, sizes.vocab, shape)
+    for chunk in range(first, last, shape.block // shape.chunk):
+        x, index = load.block(tokens, chunk, shape)
+        weight = weigh.weights(x, (m, c, 0), shape)
+        kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
+        result = tl.where(valid, tl.where(kept, x, -INFINITY), NAN)
+        place = out.data + row * out.row_stride + index
+        tl.store(place, result.to(out.data.dtype.element_ty), mask=index < sizes.vocab)
+
+
+@triton.jit(do_not_specialize=["temperature", "sizes", "parts"])
+def filtered_probs_kernel(logits, temperature, sizes, scratch, parts, out, shape):
+    """Probabilities of kept tokens, 0 elsewhere; NaN throughout an invalid row."""
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    valid, last_rank, last_index, least, z, m = selection_of(scratch, row, shape)
+    c = scale_of(number_of(temperature, row))
+    share = share_of(z)
+    first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
+    tokens = load.row_at(logits, row, sizes.vocab, shape)
+    for chunk in range(first, last, shape.block // shape.chunk):
+        x, index = load.block(tokens, chunk, shape)
+        weight = weigh.weights(x, (m, c, 0), shape)
+        kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
+        result = tl.where(valid, tl.where(kept, probability(x, m, c, share), 0.0), NAN)
+        tl.store(out.data + row * out.row_stride + index, result, mask=index < sizes.vocab)
+
+
+@triton.jit(do_not_specialize=["temperature", "sizes", "wanted", "count"])
+def log_probs_kernel(logits, temperature, sizes, scratch, wanted, count, out, shape):
+    """Log-probabilities of given tokens: -inf for one not kept, NaN for one that is none and in an invalid row."""
+    blocks = tl.cdiv(count, shape.chunk)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    number = (tl.program_id(0) % blocks) * shape.chunk + tl.arange(0, shape.chunk)
+    valid, last_rank, last_index, least, z, m = selection_of(scratch, row, shape)
+    c = scale_of(number_of(temperature, row))
+    place = wanted.data + row * wanted.row_stride + number.to(tl.int64) * wanted.stride
+    token = tl.load(place, mask=number < count, other=-1)
+    known = (token >= 0) & (token < sizes.vocab)
+    index = tl.where(known, token, 0).to(tl.int32)
+    data = logits.data + row * logits.row_stride
+    x = load.tokens_at(data, logits.stride, sizes.vocab, index, shape).to(tl.float32)
+    weight = weigh.weights(x, (m, c, 0), shape)
+    kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
+    value = -(-exponent(x, m, c) * LN2 + log1p_of_rest(z))
+    result = tl.where(known & valid, tl.where(kept, value, -INFINITY), NAN)
+    tl.store(out.data + row * out.row_stride + number, result, mask=number < count)
