@@ -6,8 +6,7 @@ import torch
 
 from fastsample import native_objects, ops
 
-_LATER = "not part of this version"
-_ACCEPTED = '"auto", "reference", "cpu" or "cuda"'
+_ACCEPTED = '"auto", "reference", "cpu", "triton" or "cuda"'
 
 
 class BackendStatus(NamedTuple):
@@ -36,7 +35,7 @@ def backends() -> dict[str, BackendStatus]:
     return {
         "reference": BackendStatus("reference", True, "plain PyTorch, on any device"),
         "cpu": _cpu(),
-        "triton": BackendStatus("triton", False, _LATER),
+        "triton": _triton(),
         "cuda": _cuda(),
     }
 
@@ -44,7 +43,8 @@ def backends() -> dict[str, BackendStatus]:
 def select(backend: str, device: torch.device) -> ops.Ops:
     """The operators that `backend` names, for tensors on `device`.
 
-    "auto" takes the native kernels where there are some for the device, else the reference: the results are equal.
+    "auto" takes the native kernels where there are some for the device, else Triton on a GPU, else the reference: the
+    results are equal.
 
     Raises:
         ValueError: there is no such backend, or it does not serve this device.
@@ -62,7 +62,12 @@ def select(backend: str, device: torch.device) -> ops.Ops:
             raise ValueError(f'backend: "{backend}" serves no tensors on {device}; accepted: "auto" or "reference"')
         return ops.compiled
     if backend == "triton":
-        raise ValueError(f'backend: "triton" is {_LATER}; accepted: {_ACCEPTED}')
+        status = ops.triton_status()
+        if status != "ok":
+            raise RuntimeError(f'backend: "triton" is not usable: {status}; accepted: "auto" or "reference"')
+        if device.type != "cuda" and not (device.type == "cpu" and ops.triton_is_interpreted()):
+            raise ValueError(f'backend: "triton" serves no tensors on {device}; accepted: "auto" or "reference"')
+        return ops.triton_only
     raise ValueError(f"backend: got {backend!r}; accepted: {_ACCEPTED}")
 
 
@@ -73,8 +78,16 @@ def _cpu() -> BackendStatus:
     return BackendStatus("cpu", True, f"native kernels, {instruction_set}", instruction_set)
 
 
+def _triton() -> BackendStatus:
+    status = ops.triton_status()
+    if status != "ok":
+        return BackendStatus("triton", False, status)
+    where = "in its interpreter (TRITON_INTERPRET), slowly" if ops.triton_is_interpreted() else "on the GPU"
+    return BackendStatus("triton", True, f"Triton {ops.triton_version() or ''}, {where}")
+
+
 def _cuda() -> BackendStatus:
     status = ops.load_cuda()
     if status != "ok":
-        return BackendStatus("cuda", False, f"{status}; CUDA tensors run on the reference")
+        return BackendStatus("cuda", False, f"{status}; CUDA tensors run on {ops.runs_gpu_tensors}")
     return BackendStatus("cuda", True, f"native kernels, {native_objects.cuda_build()}")

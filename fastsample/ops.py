@@ -1,17 +1,25 @@
 """The operators: every schema once, what implements it, and its fake (shape-only) version beside it.
 
-There are two namespaces with the same schemas. In ``fastsample`` CPU and CUDA tensors go to the native objects where
-those are loaded and everything else goes to the reference; ``fastsample_reference`` always runs the reference. So to
-choose a backend is to choose a namespace, and a test runs one body on several backends by swapping it.
+There are three namespaces with the same schemas. In ``fastsample`` CPU and CUDA tensors go to the native objects where
+those are loaded, GPU tensors to Triton where they are not, and everything else goes to the reference;
+``fastsample_reference`` always runs the reference, and ``fastsample_triton`` always Triton. So to choose a backend is to
+choose a namespace, and a test runs one body on several backends by swapping it.
+
+All of them are opaque to torch.compile. `torch.library.triton_op` would let inductor recompile the Triton kernels, with
+options of its own, and a contracted multiplication and addition changes 17 % of the weights (docs/law.md, section 1).
 
 The kernels trust their arguments. Whoever calls an operator directly, and not through `fastsample.sample` or
 `fastsample.transforms`, has to keep the conventions that `fastsample.arguments` guarantees.
 """
 
+import importlib
+import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +44,9 @@ _DRAW_SEED = "(Tensor(a!) seed_and_offset) -> ()"
 _CPU_INSTRUCTION_SET = "(int level) -> int"
 _CUDA_SHAPE = "(Tensor logits, int rows) -> int[]"
 _CUDA_FORCE_SHAPE = "(int blocks, int threads, bool cluster, bool resident, bool overlaps) -> ()"
+
+OLDEST_TRITON = (3, 4)
+OLDEST_TRITON_CAPABILITY = (8, 0)  # Triton's own limit; older GPUs stay with the reference
 
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
 INSTRUCTION_SET_VARIABLE = "FASTSAMPLE_CPU_INSTRUCTION_SET"
@@ -75,54 +86,86 @@ def _log_probs_fake(logits: Tensor, tokens: Tensor, *_: object) -> Tensor:
     return logits.new_empty(tokens.shape, dtype=torch.float32)
 
 
-def _define(library: torch.library.Library) -> Ops:
-    """Define every operator in one namespace, with the reference for whatever has no kernel of its own."""
+def _triton_kernels() -> ModuleType:
+    """The kernels, imported when the first call needs them: that takes longer than all the rest of the package."""
+    return importlib.import_module("fastsample.triton_kernels")
+
+
+def _on_triton(name: str) -> Callable[..., Any]:
+    """The Triton implementation of an operator."""
+
+    def run(*arguments: Any) -> Any:
+        return getattr(_triton_kernels(), name)(*arguments)
+
+    return run
+
+
+def _define(library: torch.library.Library, implementation: Callable[[str], Callable[..., Any]]) -> Ops:
+    """Define every operator in one namespace, with an implementation for whatever has no kernel of its own."""
     operators = (
-        ("sample", _SAMPLE, reference.sample, _sample_fake),
-        ("filter_logits", _FILTER_LOGITS, reference.filter_logits, _filter_logits_fake),
-        ("filtered_probs", _FILTERED_PROBS, reference.filtered_probs, _filtered_probs_fake),
-        ("log_probs", _LOG_PROBS, reference.log_probs, _log_probs_fake),
+        ("sample", _SAMPLE, implementation("sample"), _sample_fake),
+        ("filter_logits", _FILTER_LOGITS, implementation("filter_logits"), _filter_logits_fake),
+        ("filtered_probs", _FILTERED_PROBS, implementation("filtered_probs"), _filtered_probs_fake),
+        ("log_probs", _LOG_PROBS, implementation("log_probs"), _log_probs_fake),
         ("draw_seed", _DRAW_SEED, _draw_seed, _draw_seed_fake),
     )
     overloads = {}
-    for name, schema, implementation, fake in operators:
+    for name, schema, kernel, fake in operators:
         # flexible_layout: the kernels take any strides, so a compiler must not copy an input into another layout for
         # them.
         tags = [torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout]
         if name == "draw_seed":
             tags.append(torch.Tag.nondeterministic_seeded)
         library.define(name + schema, tags=tags)
-        library.impl(name, implementation, "CompositeExplicitAutograd")
+        library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
         overloads[name] = getattr(getattr(torch.ops, library.ns), name).default
     autograd.register(library, overloads["filtered_probs"])
     return Ops(**overloads)
 
 
-# Both libraries live as long as the module: their registrations go when they are collected.
+def _of_reference(name: str) -> Callable[..., Any]:
+    implementation: Callable[..., Any] = getattr(reference, name)
+    return implementation
+
+
+# The libraries live as long as the module: their registrations go when they are collected.
 _library = torch.library.Library("fastsample", "DEF")
 _reference_library = torch.library.Library("fastsample_reference", "DEF")
+_triton_library = torch.library.Library("fastsample_triton", "DEF")
 _library.define("cpu_instruction_set" + _CPU_INSTRUCTION_SET, tags=[torch.Tag.pt2_compliant_tag])
 _library.define("cuda_shape" + _CUDA_SHAPE, tags=[torch.Tag.pt2_compliant_tag])
 _library.define("cuda_force_shape" + _CUDA_FORCE_SHAPE, tags=[torch.Tag.pt2_compliant_tag])
 
-compiled: Ops = _define(_library)
-reference_only: Ops = _define(_reference_library)
+compiled: Ops = _define(_library, _of_reference)
+reference_only: Ops = _define(_reference_library, _of_reference)
+triton_only: Ops = _define(_triton_library, _on_triton)
 
 cpu_status: str = native_objects.load(native_objects.CPU_OBJECT)
 # None until torch uses a CUDA device.
 cuda_status: str | None = None
+# What "auto" runs GPU tensors on where that is not the CUDA object.
+runs_gpu_tensors = "the reference"
 
 
 def _load_cuda_kernels() -> None:
-    """Load the CUDA object if a GPU here runs it; else CUDA tensors stay with the reference."""
-    global cuda_status
-    build = native_objects.cuda_build()
+    """Load the CUDA object if a GPU here runs it; else GPU tensors go to Triton where it runs, or stay with the reference.
+
+    Of several GPUs all have to be Triton's: an operator has one implementation for all of them.
+    """
+    global cuda_status, runs_gpu_tensors
+    capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
     reason = None
-    if build is not None:
-        capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+    if torch.version.cuda is None:
+        reason = f"this torch ({torch.__version__}) has no CUDA"
+    elif (build := native_objects.cuda_build()) is not None:
         reason = native_objects.why_no_gpu_runs(build, capabilities, native_objects.cuda_of_driver())
     cuda_status = reason or native_objects.load(native_objects.CUDA_OBJECT)
+    triton_runs_here = torch.version.cuda is None or min(capabilities) >= OLDEST_TRITON_CAPABILITY
+    if cuda_status != "ok" and triton_runs_here and triton_status() == "ok":
+        for name in ("sample", "filter_logits", "filtered_probs", "log_probs"):
+            _library.impl(name, _on_triton(name), "CUDA")
+        runs_gpu_tensors = "Triton"
 
 
 def load_cuda() -> str:
@@ -141,7 +184,34 @@ def load_cuda() -> str:
     return cuda_status or "no CUDA device"
 
 
-if torch.version.cuda is not None:
+def triton_status() -> str:
+    """Why Triton cannot be used here, or "ok". Imports nothing and initialises no GPU."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    version = triton_version()
+    if version is not None and tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
+        return f"Triton {version} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}"
+    if not triton_is_interpreted() and not torch.cuda.is_available():
+        return "no GPU; TRITON_INTERPRET=1 runs its kernels on the CPU, slowly"
+    return "ok"
+
+
+def triton_version() -> str | None:
+    """Triton's version, without importing it; None where it is not installed as any distribution known here."""
+    for distribution in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def triton_is_interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+if torch.version.cuda is not None or torch.version.hip is not None:
     # torch calls this when it first uses a CUDA device, or at once if it has: before there is a CUDA tensor, outside of
     # any graph capture or compilation, and never in a process that stays on the CPU. Asking for a device here would
     # initialise CUDA on import, after which a process can no longer fork.
@@ -152,13 +222,14 @@ def for_backend(backend: str) -> Ops:
     """The operators behind a backend name.
 
     Args:
-        backend: "auto", "cpu" or "cuda" (the namespace with native kernels, whether or not they are there), or
+        backend: "auto", "cpu" or "cuda" (the namespace with native kernels, whether or not they are there), "triton" or
             "reference".
 
     Raises:
         KeyError: the name is none of these; `fastsample.backends.select` is the one that checks a user's choice.
     """
-    return {"auto": compiled, "cpu": compiled, "cuda": compiled, "reference": reference_only}[backend]
+    names = {"auto": compiled, "cpu": compiled, "cuda": compiled, "triton": triton_only, "reference": reference_only}
+    return names[backend]
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def write(out, draw, token):
 def nothing(out, first, samples):
     """-1 for the draws [first, samples)."""
     for draw in range(first, samples):
-        tl.store(out[0] + draw.to(tl.int64) * out[1], tl.full((), -1, tl.int64))
+        write(out, tl.full((), 0, tl.int64) + draw, tl.full((), -1, tl.int64))
 
 
 @triton.jit

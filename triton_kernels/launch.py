@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from fastsample import arguments, reference
@@ -85,7 +84,7 @@ def _write_rows(kernel: Any, out: Tensor, logits: Tensor, operands: tuple[Any, .
     with _on_device(logits):
         call = _selected(logits, arguments.Filters(*operands))
         vocab = logits.shape[1]
-        parts = 1 if call.division.resident else -(-vocab // policy.TOKENS_PER_PART)
+        parts = policy.parts_to_write(vocab, call.division)
         kernel[(call.rows * parts,)](
             call.logits, call.filters.temperature, call.sizes, call.scratch, parts, work.Output(out, vocab, 1),
             call.shape, num_warps=call.division.warps, **_EXACT,
@@ -106,13 +105,9 @@ def _prepare(
 ) -> _Call:
     vocab = logits.shape[1]
     largest_k = vocab if filters.top_k_rows is not None else max(0, min(filters.top_k, vocab))
-    division = policy.choose(
-        vocab, rows, logits.element_size(), largest_k, policy.multiprocessors_of(logits.device)
-    )
-    shape = work.Shape(
-        *(tl.constexpr(value) for value in division[:6]), tl.constexpr(division.parts > 1), tl.constexpr(probabilities)
-    )
-    scratch = torch.empty(rows * work.scratch_words(division), dtype=torch.int64, device=logits.device)
+    division = policy.choose(vocab, rows, logits.element_size(), largest_k, logits.device)
+    shape = policy.shape_of(division, vocab, probabilities)
+    scratch = torch.empty(rows * work.scratch_words(shape), dtype=torch.int64, device=logits.device)
     floats = scratch.view(torch.float32)
     return _Call(
         work.Logits(logits, *logits.stride()),

@@ -124,7 +124,7 @@ def source_of(sources, row, sizes):
 
 def scratch_words(shape: Shape) -> int:
     """How many words of scratch memory a row needs."""
-    return 2 * shape.chunks + shape.list + 2 * shape.pivots + 8
+    return int(2 * shape.chunks.value + shape.list.value + 2 * shape.pivots.value + 8)
 
 
 @triton.jit
