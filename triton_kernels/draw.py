@@ -9,27 +9,17 @@ import triton.language as tl
 
 from . import load, weigh
 from .law import random_word, target_of
-from .work import masses_in
+from .work import masses_in, plain, word_of
 
 # Earlier draws that a chunk is compared with at a time.
 _TAKEN: tl.constexpr = tl.constexpr(32)
 
 
 @triton.jit
-def of_row_or(number, rows, stride, row):
-    """An int64 parameter of an output row: a number, or where `stride` is not negative the entry of a tensor."""
-    given = stride >= 0
-    return tl.load(rows + tl.where(given, row * stride, 0), mask=given, other=number)
-
-
-@triton.jit
-def word_of(randomness, seed, offset, stream, row, draw):
-    """Law section 4: the random word of a draw of an output row, uint64."""
-    seed = of_row_or(seed, randomness.seed_rows, randomness.seed_stride, row)
-    offset = of_row_or(offset, randomness.offset_rows, randomness.offset_stride, row)
-    stream = of_row_or(stream, randomness.stream_rows, randomness.stream_stride, row)
-    stream += tl.where(randomness.stream_per_row != 0, row, 0)
-    return random_word(seed, offset, stream, draw)
+def random_of(randomness, row):
+    """Law section 4: seed, offset and stream of an output row, int64."""
+    stream = word_of(randomness.stream, row) + plain(randomness.stream_per_row) * row
+    return word_of(randomness.seed, row), word_of(randomness.offset, row), stream
 
 
 @triton.jit
@@ -53,17 +43,19 @@ def from_maximum(out, index, samples, replacement):
 
 
 @triton.jit
-def from_list(out, index, kept, randomness, seed, offset, stream, row, samples):
+def from_list(out, index, kept, randomness, row, samples):
     """Draw from candidates in index order. kept: int64 tile of their weights, 0 where one is not kept."""
     place = tl.arange(0, kept.shape[0])
+    seed, offset, stream = random_of(randomness, row)
+    replacement = plain(randomness.replacement)
     for draw in range(0, samples):
         number = tl.full((), 0, tl.int64) + draw
         z = tl.sum(kept, axis=0)
-        t = target_of(word_of(randomness, seed, offset, stream, row, number), z)
+        t = target_of(random_word(seed, offset, stream, number), z)
         drawn = tl.sum((tl.cumsum(kept, axis=0) <= t).to(tl.int32), axis=0)
         token = tl.sum(tl.where(place == drawn, index, 0), axis=0)
         write(out, number, tl.where(z > 0, token, -1))
-        kept = tl.where((place == drawn) & (randomness.replacement == 0), 0, kept)
+        kept = tl.where((place == drawn) & (replacement == 0), 0, kept)
 
 
 @triton.jit
@@ -80,17 +72,18 @@ def taken_before(out, index, draw):
 
 @triton.jit
 def from_row(
-    out, row_of_logits, weighing, scratch, last_rank, last_index, least,
-    randomness, seed, offset, stream, row, sizes, samples, shape,
+    out, row_of_logits, weighing, scratch, last_rank, last_index, least, randomness, row, sizes, samples, shape
 ):  # fmt: skip
     """Draw from a row, whose chunks' kept weights are in scratch memory."""
+    seed, offset, stream = random_of(randomness, row)
+    replacement = plain(randomness.replacement)
     chunk_number = tl.arange(0, shape.chunks)
     within_chunk = tl.arange(0, shape.chunk)
     mass = tl.load(masses_in(scratch, shape) + chunk_number, mask=chunk_number < sizes.chunks, other=0)
     for draw in range(0, samples):
         number = tl.full((), 0, tl.int64) + draw
         z = tl.sum(mass, axis=0)
-        t = target_of(word_of(randomness, seed, offset, stream, row, number), z)
+        t = target_of(random_word(seed, offset, stream, number), z)
         up_to = tl.cumsum(mass, axis=0)
         chunk = tl.sum((up_to <= t).to(tl.int32), axis=0)
         rest = t - tl.max(tl.where(up_to <= t, up_to, 0), axis=0)
@@ -100,12 +93,12 @@ def from_row(
         weight = weigh.weights(x, weighing, shape)
         kept = (rank < last_rank) | ((rank == last_rank) & (index <= last_index))
         kept = kept & (weight >= least)
-        if randomness.replacement == 0:
+        if replacement == 0:
             kept = kept & (taken_before(out, index, draw) == 0)
         weight = tl.where(kept, weight, 0)
         drawn = tl.sum((tl.cumsum(weight, axis=0) <= rest).to(tl.int32), axis=0)
         write(out, number, tl.where(z > 0, chunk * shape.chunk + drawn, -1))
-        if randomness.replacement == 0:
+        if replacement == 0:
             taken = tl.sum(tl.where(within_chunk == drawn, weight, 0), axis=0)
             mass = tl.where(chunk_number == chunk, mass - taken, mass)
             tl.debug_barrier()  # the token is read when the next is drawn

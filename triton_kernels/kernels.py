@@ -11,7 +11,7 @@ import triton.language as tl
 
 from . import bound, cut, draw, gather, load, maximum, selection, weigh
 from .law import LAST_RANK, LARGEST_WEIGHT
-from .work import ORDER_MIN_P_FIRST, filters_of, scratch_of, selection_in, source_of, total_in
+from .work import ORDER_MIN_P_FIRST, filters_of, plain, scratch_of, selection_in, source_of, total_in
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def part_of(part, parts, sizes, shape):
     return first, tl.minimum(first + chunks, sizes.chunks)
 
 
-@triton.jit(do_not_specialize=["sources", "filters", "sizes", "parts"])
+@triton.jit(do_not_specialize=["parts"])
 def maximum_kernel(logits, sources, filters, sizes, scratch, parts, shape):
     """load, maximum, with `parts` programs a row. Also readies the scratch memory for the kernels after it."""
     row = (tl.program_id(0) // parts).to(tl.int64)
@@ -38,7 +38,7 @@ def maximum_kernel(logits, sources, filters, sizes, scratch, parts, shape):
         maximum.sweep(load.row_at(logits, source, sizes.vocab, shape), words, first, last, shape)
 
 
-@triton.jit(do_not_specialize=["sources", "filters", "sizes", "parts"])
+@triton.jit(do_not_specialize=["parts"])
 def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
     """bound and the first round of cut, for rows with top_p alone, with `parts` programs a row."""
     row = (tl.program_id(0) // parts).to(tl.int64)
@@ -54,7 +54,7 @@ def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
             tokens = load.row_at(logits, source, sizes.vocab, shape)
             weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
             least = tl.where(
-                filters.order == ORDER_MIN_P_FIRST, selection.least_weight(min_p, weighing, shape), 0
+                plain(filters.order) == ORDER_MIN_P_FIRST, selection.least_weight(min_p, weighing, shape), 0
             )
             pivots = bound.guessed_pivots(tokens, peak, weighing, top_p, shape)
             if part == 0:
@@ -65,7 +65,7 @@ def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["sources", "filters", "sizes", "parts"])
+@triton.jit(do_not_specialize=["parts"])
 def weigh_kernel(logits, sources, filters, sizes, scratch, parts, shape):
     """weigh and gather, for rows without top_k, with `parts` programs a row."""
     row = (tl.program_id(0) // parts).to(tl.int64)
@@ -95,22 +95,21 @@ def weigh_kernel(logits, sources, filters, sizes, scratch, parts, shape):
                 fits = cut.most_members(reached - before, high, False, weighing, shape) <= shape.list
             if fits:
                 first, last = part_of(part, parts, sizes, shape)
-                least_of_base = tl.where(filters.order == ORDER_MIN_P_FIRST, least, 0)
+                least_of_base = tl.where(plain(filters.order) == ORDER_MIN_P_FIRST, least, 0)
                 weigh.sweep(
                     load.row_at(logits, source, sizes.vocab, shape), weighing, words, first, last, sure_rank,
                     sizes.vocab, last_rank, least, least_of_base, shape,
                 )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["sources", "filters", "sizes", "randomness", "seed", "offset", "stream", "out"])
-def row_kernel(
-    logits, sources, filters, sizes, scratch, randomness, seed: tl.int64, offset: tl.int64, stream: tl.int64, out, shape,
-    draws: tl.constexpr,
-):  # fmt: skip
+@triton.jit
+def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape, draws: tl.constexpr):
     """One row. With `draws` its tokens go to `out`; without, what it keeps goes to the scratch memory, for `write.py`."""
     row = tl.program_id(0).to(tl.int64)
     words = scratch_of(scratch, row, shape)
-    target = out.data + row * out.row_stride, out.stride
+    target = out.data + row * plain(out.row_stride), plain(out.stride)
+    samples = plain(sizes.samples)
+    order = plain(filters.order)
     temperature, top_k, top_p, min_p = filters_of(filters, row)
     source, exists = source_of(sources, row, sizes)
     if (exists & selection.valid_filters(temperature, top_p, min_p, shape)) == 0:
@@ -132,7 +131,7 @@ def row_kernel(
     if greedy:
         index = maximum.first_maximum(tokens, peak, first_rank, shape)
         if draws:
-            draw.from_maximum(target, index, sizes.samples, randomness.replacement)
+            draw.from_maximum(target, index, samples, plain(randomness.replacement))
         else:
             one = tl.full((), LARGEST_WEIGHT, tl.int64)
             store_selection(words, first_rank, index, one * 0, one, first_rank, shape)
@@ -142,23 +141,22 @@ def row_kernel(
     least = selection.least_weight(min_p, weighing, shape)
     if by_list:
         index, kept, last_rank, last_index, size = selection.of_list(
-            tokens, weighing, words, peak, first_rank, top_k, top_p, has_top_p, least, filters.order, sizes, shape
+            tokens, weighing, words, peak, first_rank, top_k, top_p, has_top_p, least, order, sizes, shape
         )
         if size <= shape.list:
             if draws:
-                draw.from_list(target, index, kept, randomness, seed, offset, stream, row, sizes.samples)
+                draw.from_list(target, index, kept, randomness, row, samples)
             else:
                 store_selection(words, last_rank, last_index, least, tl.sum(kept, axis=0), first_rank, shape)
         by_list = size <= shape.list
     if by_list == 0:
         last_rank, last_index = selection.of_row(
-            tokens, weighing, words, peak, first_rank, top_k, top_p, has_top_k, has_top_p, least, filters.order, sizes,
-            shape,
+            tokens, weighing, words, peak, first_rank, top_k, top_p, has_top_k, has_top_p, least, order, sizes, shape,
         )  # fmt: skip
         if draws:
             draw.from_row(
-                target, tokens, weighing, words, last_rank, last_index, least, randomness, seed, offset, stream, row,
-                sizes, sizes.samples, shape,
+                target, tokens, weighing, words, last_rank, last_index, least, randomness, row, sizes, samples,
+                shape,
             )  # fmt: skip
         else:
             z = selection.mass_of_chunks(words, sizes, shape)
@@ -169,7 +167,7 @@ def row_kernel(
 def invalid(target, scratch, sizes, shape, draws: tl.constexpr):
     """What an invalid row gives."""
     if draws:
-        draw.nothing(target, 0, sizes.samples)
+        draw.nothing(target, 0, plain(sizes.samples))
     else:
         tl.store(selection_in(scratch, shape), tl.full((), 0, tl.int64))
 

@@ -45,7 +45,7 @@ def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *operands: Any) 
         with _on_device(logits):
             call = _prepare(logits, indices, filters, rows, samples, probabilities)
             _read_by_parts(call, filters)
-            _select(call, randomness, replacement, work.Output(out, *out.stride()), draws=True)
+            _select(call, randomness, replacement, _tokens(out), draws=True)
 
 
 def filter_logits(logits: Tensor, *operands: Any) -> Tensor:
@@ -72,7 +72,7 @@ def log_probs(logits: Tensor, tokens: Tensor, *operands: Any) -> Tensor:
             blocks = -(-count // call.division.chunk)
             write.log_probs_kernel[(call.rows * blocks,)](
                 call.logits, call.filters.temperature, call.sizes, call.scratch,
-                work.Output(tokens, *tokens.stride()), count, work.Output(out, count, 1), call.shape,
+                _tokens(tokens), count, work.Logits(out, count, 1), call.shape,
                 num_warps=4, **_EXACT,
             )  # fmt: skip
     return out
@@ -86,7 +86,7 @@ def _write_rows(kernel: Any, out: Tensor, logits: Tensor, operands: tuple[Any, .
         vocab = logits.shape[1]
         parts = policy.parts_to_write(vocab, call.division)
         kernel[(call.rows * parts,)](
-            call.logits, call.filters.temperature, call.sizes, call.scratch, parts, work.Output(out, vocab, 1),
+            call.logits, call.filters.temperature, call.sizes, call.scratch, parts, work.Logits(out, vocab, 1),
             call.shape, num_warps=call.division.warps, **_EXACT,
         )  # fmt: skip
 
@@ -96,7 +96,7 @@ def _selected(logits: Tensor, filters: arguments.Filters) -> _Call:
     call = _prepare(logits, None, filters, logits.shape[0], 0, False)
     _read_by_parts(call, filters)
     nothing = arguments.Randomness(0, None, 0, None, 0, None, False)
-    _select(call, nothing, True, work.Output(call.scratch, 0, 0), draws=False)
+    _select(call, nothing, True, work.Tokens(call.scratch, work.coded(0), work.coded(0)), draws=False)
     return call
 
 
@@ -111,15 +111,15 @@ def _prepare(
     floats = scratch.view(torch.float32)
     return _Call(
         work.Logits(logits, *logits.stride()),
-        work.Sources(scratch, -1) if indices is None else work.Sources(indices, indices.stride(0)),
+        work.Sources(*_per_row(0, indices, scratch)[1:]),
         work.Filters(
             _per_row(filters.temperature, filters.temperature_rows, floats),
-            _per_row(largest_k, filters.top_k_rows, scratch),
+            _per_row(work.coded(largest_k), filters.top_k_rows, scratch),
             _per_row(filters.top_p, filters.top_p_rows, floats),
             _per_row(filters.min_p, filters.min_p_rows, floats),
-            filters.order,
+            work.coded(filters.order),
         ),
-        work.Sizes(logits.shape[0], vocab, -(-vocab // division.chunk), samples),
+        work.Sizes(work.coded(logits.shape[0]), vocab, -(-vocab // division.chunk), work.coded(samples)),
         scratch,
         shape,
         division,
@@ -130,8 +130,17 @@ def _prepare(
 def _per_row(number: float, rows: Tensor | None, nothing: Tensor) -> work.PerRow:
     """A parameter; `nothing` stands where a kernel wants a pointer that it does not read."""
     if rows is None:
-        return work.PerRow(number, nothing, -1)
-    return work.PerRow(number, rows, rows.stride(0) if rows.dim() else 0)
+        return work.PerRow(number, nothing, work.coded(-1))
+    return work.PerRow(number, rows, work.coded(rows.stride(0) if rows.dim() else 0))
+
+
+def _word(number: int, rows: Tensor | None, nothing: Tensor) -> work.Word:
+    thirds = (number & 0x3FFFFF, number >> 22 & 0x3FFFFF, number >> 44 & 0xFFFFF)
+    return work.Word(*map(work.coded, thirds), *_per_row(0, rows, nothing)[1:])
+
+
+def _tokens(tokens: Tensor) -> work.Tokens:
+    return work.Tokens(tokens, work.coded(tokens.stride(0)), work.coded(tokens.stride(1)))
 
 
 def _read_by_parts(call: _Call, filters: arguments.Filters) -> None:
@@ -152,16 +161,16 @@ def _read_by_parts(call: _Call, filters: arguments.Filters) -> None:
 
 
 def _select(
-    call: _Call, randomness: arguments.Randomness, replacement: bool, out: work.Output, draws: bool
+    call: _Call, randomness: arguments.Randomness, replacement: bool, out: work.Tokens, draws: bool
 ) -> None:
-    seed, offset, stream = (
-        _per_row(0, rows, call.scratch)[1:]
-        for rows in (randomness.seed_rows, randomness.offset_rows, randomness.stream_rows)
+    words = (
+        _word(randomness.seed, randomness.seed_rows, call.scratch),
+        _word(randomness.offset, randomness.offset_rows, call.scratch),
+        _word(randomness.stream, randomness.stream_rows, call.scratch),
     )
     kernels.row_kernel[(call.rows,)](
         call.logits, call.sources, call.filters, call.sizes, call.scratch,
-        work.Randomness(*seed, *offset, *stream, int(randomness.stream_per_row), int(replacement)),
-        randomness.seed, randomness.offset, randomness.stream, out, call.shape, draws,
+        work.Randomness(*words, work.coded(randomness.stream_per_row), work.coded(replacement)), out, call.shape, draws,
         num_warps=call.division.warps, **_EXACT,
     )  # fmt: skip
 

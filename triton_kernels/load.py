@@ -28,21 +28,42 @@ def row_at(logits, source, vocab, shape):
 
 
 @triton.jit
+def widen(x):
+    """The exact float32 values of loaded ones."""
+    if x.dtype == tl.bfloat16:
+        # By the bits: Triton's interpreter converts denormals wrongly, and shifts are exact on any GPU.
+        return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
 def tokens(row, index, shape):
     """Float32 logits at a tile of indices."""
     data, stride, vocab, _ = row
-    return tokens_at(data, stride, vocab, index, shape).to(tl.float32)
+    return widen(tokens_at(data, stride, vocab, index, shape))
+
+
+@triton.jit
+def indices_of_block(chunk, shape):
+    """The indices of the block that begins with a chunk."""
+    return tl.arange(0, shape.block) + chunk * shape.chunk
+
+
+@triton.jit
+def block_as_it_is(row, chunk, shape):
+    """The logits of the block that begins with a chunk, in their own dtype."""
+    data, stride, vocab, resident = row
+    if shape.resident:
+        return resident
+    else:
+        return tokens_at(data, stride, vocab, indices_of_block(chunk, shape), shape)
 
 
 @triton.jit
 def block(row, chunk, shape):
     """Float32 logits and indices of the block that begins with a chunk."""
-    data, stride, vocab, resident = row
-    index = chunk * shape.chunk + tl.arange(0, shape.block)
-    if shape.resident:
-        return resident.to(tl.float32), index
-    else:
-        return tokens_at(data, stride, vocab, index, shape).to(tl.float32), index
+    return widen(block_as_it_is(row, chunk, shape)), indices_of_block(chunk, shape)
 
 
 @triton.jit

@@ -24,10 +24,11 @@ def weighing_of(first_rank, temperature, vocab, shape):
     """What a row's weights depend on beside the token: m, c and (for probabilities) the shift."""
     m = logit_of(first_rank)
     if shape.probabilities:
-        # b = min(40, 62 - ceil(log2 V)): 22 leading zeros in V - 1 as int32 are 10 and more.
-        bits = 0
+        # b = min(40, 62 - ceil(log2 V)): ceil(log2 V) is how many bits V - 1 has.
+        last = tl.full((), 0, tl.int32) + (vocab - 1)
+        bits = last * 0
         for power in tl.static_range(31):
-            bits += ((vocab - 1) >> power > 0).to(tl.int32)
+            bits += (last >> power > 0).to(tl.int32)
         return m, m, shift_of_probabilities(m, tl.minimum(40, 62 - bits))
     else:
         return m, scale_of(temperature), 0

@@ -2,6 +2,10 @@
 
 A kernel takes these tuples whole, so an argument list is written once, here. Fields hold tensors (pointers, inside the
 kernel), numbers, or in `Shape` constants that the kernel is compiled for.
+
+Triton compiles a kernel anew when an integer becomes 1 or a multiple of 16, or stops being one: seconds, in the middle
+of serving (and `do_not_specialize` does not reach into tuples). Logits' strides and the vocabulary are meant to be
+known so, for 16-byte loads; every other integer goes through `coded`, which is never either.
 """
 
 from typing import Any, NamedTuple
@@ -10,8 +14,19 @@ import triton
 import triton.language as tl
 
 
+def coded(number: int) -> int:
+    """An integer as kernels take it who must not be compiled for it: 2 more than a multiple of 4."""
+    return 4 * number + 2
+
+
+@triton.jit
+def plain(number):
+    """The integer that was coded."""
+    return number >> 2
+
+
 class Logits(NamedTuple):
-    """A matrix of logits or probabilities, anywhere in memory."""
+    """A matrix of logits or probabilities, anywhere in memory, or one that is written."""
 
     data: Any
     row_stride: Any  # in elements
@@ -21,9 +36,9 @@ class Logits(NamedTuple):
 class PerRow(NamedTuple):
     """A parameter of each output row: a number, or where `stride` is not negative the entries of a tensor."""
 
-    number: Any
+    number: Any  # a float, or coded
     rows: Any
-    stride: Any  # 0 for a 0-d tensor
+    stride: Any  # coded; 0 for a 0-d tensor
 
 
 class Filters(NamedTuple):
@@ -33,44 +48,51 @@ class Filters(NamedTuple):
     top_k: PerRow
     top_p: PerRow
     min_p: PerRow
-    order: Any  # 0 top_k_first, 1 min_p_first, 2 joint
+    order: Any  # coded: 0 top_k_first, 1 min_p_first, 2 joint
 
 
 class Sizes(NamedTuple):
     """What there is of what."""
 
-    logits_rows: Any
+    logits_rows: Any  # coded
     vocab: Any
     chunks: Any  # of a row, see Shape.chunk
-    samples: Any  # draws of a row
+    samples: Any  # draws of a row, coded
 
 
 class Sources(NamedTuple):
     """Which row of logits an output row is drawn from: itself, or where `stride` is not negative indices[row]."""
 
     indices: Any
-    stride: Any
+    stride: Any  # coded
+
+
+class Word(NamedTuple):
+    """A 64-bit parameter of each output row: a number, or where `stride` is not negative the entries of a tensor."""
+
+    low: Any  # bits 0 to 21 of the number, coded, as all three: then each is an int32, whatever the number
+    middle: Any  # bits 22 to 43
+    high: Any  # bits 44 to 63
+    rows: Any
+    stride: Any  # coded
 
 
 class Randomness(NamedTuple):
-    """The tensors among seed, offset and stream (law section 4); the numbers are arguments of their own, to be int64."""
+    """Where the random words come from (law section 4)."""
 
-    seed_rows: Any
-    seed_stride: Any  # negative: the number counts
-    offset_rows: Any
-    offset_stride: Any
-    stream_rows: Any
-    stream_stride: Any
-    stream_per_row: Any
+    seed: Word
+    offset: Word
+    stream: Word
+    stream_per_row: Any  # 0 or 1, coded, as the next
     replacement: Any
 
 
-class Output(NamedTuple):
-    """A matrix that is written."""
+class Tokens(NamedTuple):
+    """A matrix of token ids, read or written."""
 
     data: Any
-    row_stride: Any
-    stride: Any
+    row_stride: Any  # coded
+    stride: Any  # coded
 
 
 class Shape(NamedTuple):
@@ -92,10 +114,29 @@ ORDER_JOINT: tl.constexpr = tl.constexpr(2)
 
 @triton.jit
 def number_of(parameter, row):
-    """A parameter of an output row."""
-    given = parameter.stride >= 0
-    place = tl.where(given, row * parameter.stride, 0)
-    return tl.load(parameter.rows + place, mask=given, other=parameter.number)
+    """A float parameter of an output row."""
+    stride = plain(parameter.stride)
+    given = stride >= 0
+    return tl.load(parameter.rows + tl.where(given, row * stride, 0), mask=given, other=parameter.number)
+
+
+@triton.jit
+def integer_of(parameter, row):
+    """An integer parameter of an output row, int64."""
+    stride = plain(parameter.stride)
+    given = stride >= 0
+    number = plain(parameter.number).to(tl.int64)
+    return tl.load(parameter.rows + tl.where(given, row * stride, 0), mask=given, other=number)
+
+
+@triton.jit
+def word_of(parameter, row):
+    """A 64-bit parameter of an output row, int64."""
+    stride = plain(parameter.stride)
+    given = stride >= 0
+    number = plain(parameter.low).to(tl.int64) | (plain(parameter.middle).to(tl.int64) << 22)
+    number = number | (plain(parameter.high).to(tl.int64) << 44)
+    return tl.load(parameter.rows + tl.where(given, row * stride, 0), mask=given, other=number)
 
 
 @triton.jit
@@ -103,7 +144,7 @@ def filters_of(filters, row):
     """Temperature, top_k, top_p and min_p of an output row."""
     return (
         number_of(filters.temperature, row),
-        number_of(filters.top_k, row),
+        integer_of(filters.top_k, row),
         number_of(filters.top_p, row),
         number_of(filters.min_p, row),
     )
@@ -112,10 +153,10 @@ def filters_of(filters, row):
 @triton.jit
 def source_of(sources, row, sizes):
     """The row of logits that an output row draws from, and whether there is such a row."""
-    given = sources.stride >= 0
-    place = tl.where(given, row * sources.stride, 0)
-    source = tl.load(sources.indices + place, mask=given, other=row)
-    exists = (source >= 0) & (source < sizes.logits_rows)
+    stride = plain(sources.stride)
+    given = stride >= 0
+    source = tl.load(sources.indices + tl.where(given, row * stride, 0), mask=given, other=row)
+    exists = (source >= 0) & (source < plain(sizes.logits_rows))
     return tl.where(exists, source, 0), exists
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from . import load, weigh
 from .kernels import part_of
 from .law import INFINITY, LAST_RANK, LN2, exponent, log1p_of_rest, logit_of, probability, scale_of, share_of
-from .work import number_of, scratch_of, selection_in
+from .work import number_of, plain, scratch_of, selection_in
 
 NAN: tl.constexpr = tl.constexpr(float("nan"))
 
@@ -34,7 +34,7 @@ def keeps(rank, index, weight, last_rank, last_index, least):
     return within & (weight >= least)
 
 
-@triton.jit(do_not_specialize=["temperature", "sizes", "parts"])
+@triton.jit(do_not_specialize=["parts"])
 def filter_logits_kernel(logits, temperature, sizes, scratch, parts, out, shape):
     """Kept logits as they are, -inf elsewhere; NaN throughout an invalid row."""
     row = (tl.program_id(0) // parts).to(tl.int64)
@@ -43,15 +43,16 @@ def filter_logits_kernel(logits, temperature, sizes, scratch, parts, out, shape)
     first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
     tokens = load.row_at(logits, row, sizes.vocab, shape)
     for chunk in range(first, last, shape.block // shape.chunk):
-        x, index = load.block(tokens, chunk, shape)
+        as_it_is = load.block_as_it_is(tokens, chunk, shape)
+        x, index = load.widen(as_it_is), load.indices_of_block(chunk, shape)
         weight = weigh.weights(x, (m, c, 0), shape)
         kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
-        result = tl.where(valid, tl.where(kept, x, -INFINITY), NAN)
-        place = out.data + row * out.row_stride + index
-        tl.store(place, result.to(out.data.dtype.element_ty), mask=index < sizes.vocab)
+        left_out = (tl.zeros_like(x) + tl.where(valid, -INFINITY, NAN)).to(as_it_is.dtype)
+        result = tl.where(kept & valid, as_it_is, left_out)
+        tl.store(out.data + row * out.row_stride + index, result, mask=index < sizes.vocab)
 
 
-@triton.jit(do_not_specialize=["temperature", "sizes", "parts"])
+@triton.jit(do_not_specialize=["parts"])
 def filtered_probs_kernel(logits, temperature, sizes, scratch, parts, out, shape):
     """Probabilities of kept tokens, 0 elsewhere; NaN throughout an invalid row."""
     row = (tl.program_id(0) // parts).to(tl.int64)
@@ -68,7 +69,7 @@ def filtered_probs_kernel(logits, temperature, sizes, scratch, parts, out, shape
         tl.store(out.data + row * out.row_stride + index, result, mask=index < sizes.vocab)
 
 
-@triton.jit(do_not_specialize=["temperature", "sizes", "wanted", "count"])
+@triton.jit(do_not_specialize=["count"])
 def log_probs_kernel(logits, temperature, sizes, scratch, wanted, count, out, shape):
     """Log-probabilities of given tokens: -inf for one not kept, NaN for one that is none and in an invalid row."""
     blocks = tl.cdiv(count, shape.chunk)
@@ -76,12 +77,12 @@ def log_probs_kernel(logits, temperature, sizes, scratch, wanted, count, out, sh
     number = (tl.program_id(0) % blocks) * shape.chunk + tl.arange(0, shape.chunk)
     valid, last_rank, last_index, least, z, m = selection_of(scratch, row, shape)
     c = scale_of(number_of(temperature, row))
-    place = wanted.data + row * wanted.row_stride + number.to(tl.int64) * wanted.stride
+    place = wanted.data + row * plain(wanted.row_stride) + number.to(tl.int64) * plain(wanted.stride)
     token = tl.load(place, mask=number < count, other=-1)
     known = (token >= 0) & (token < sizes.vocab)
     index = tl.where(known, token, 0).to(tl.int32)
     data = logits.data + row * logits.row_stride
-    x = load.tokens_at(data, logits.stride, sizes.vocab, index, shape).to(tl.float32)
+    x = load.widen(load.tokens_at(data, logits.stride, sizes.vocab, index, shape))
     weight = weigh.weights(x, (m, c, 0), shape)
     kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
     value = -(-exponent(x, m, c) * LN2 + log1p_of_rest(z))
