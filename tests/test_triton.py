@@ -34,13 +34,13 @@ TRITON = ops.for_backend("triton")
 # The largest parts are what policy.py chooses. The others are so small that rows of a few hundred tokens have many
 # chunks, blocks and parts, do not fit into the list, and need several rounds of pivots.
 DIVISIONS = (
-    Division(64, 2048, 1024, 8, False, 1, 8),
-    Division(64, 2048, 4096, 8, False, 3, 8),
-    Division(64, 8192, 1024, 8, True, 1, 8),
-    Division(16, 64, 32, 4, False, 1, 4),
-    Division(16, 64, 32, 2, False, 4, 4),
-    Division(32, 32, 16, 8, False, 7, 4),
-    Division(8, 8192, 16, 2, True, 1, 4),
+    Division(64, 2048, 1024, False, 1, 8),
+    Division(64, 2048, 4096, False, 3, 8),
+    Division(64, 8192, 1024, True, 1, 8),
+    Division(16, 64, 32, False, 1, 4),
+    Division(16, 64, 32, False, 4, 4),
+    Division(32, 32, 16, False, 7, 4),
+    Division(8, 8192, 16, True, 1, 4),
 )
 each_division = pytest.mark.parametrize("division", DIVISIONS, ids=str)
 

@@ -11,10 +11,12 @@ import triton.language as tl
 from . import load
 from .crossing import crossing
 from .law import LAST_RANK, exponent, logit_of, rank_of
+from .work import PIVOTS
 
 # 2^-13 of forty octaves: finer than the distance between two pivots needs to be.
 _HALVINGS: tl.constexpr = tl.constexpr(13)
 _OCTAVES: tl.constexpr = tl.constexpr(40.0)
+_DEVIATIONS: tl.constexpr = tl.constexpr(2.5)
 _NEAR: tl.constexpr = tl.constexpr(0.25)  # octaves around the guess, over which the mass per octave is taken
 _NARROWEST: tl.constexpr = tl.constexpr(1.0 / 256)
 
@@ -22,15 +24,17 @@ _NARROWEST: tl.constexpr = tl.constexpr(1.0 / 256)
 @triton.jit
 def of_top_k(peak, k, first_rank):
     """The k-th of the peaks: as many tokens reach it. The last rank of all where there are not so many chunks."""
-    candidate = (peak <= LAST_RANK).to(tl.int32)
-    return crossing(peak, candidate, k, first_rank, tl.full((), LAST_RANK, tl.int32))
+    candidate = peak <= LAST_RANK
+    last = tl.max(tl.where(candidate, peak, first_rank), axis=0)
+    bound = crossing(peak, candidate.to(tl.int32), k, first_rank, last)
+    return tl.where(tl.sum(candidate.to(tl.int32), axis=0) >= k, bound, LAST_RANK)
 
 
 @triton.jit
-def even_pivots(low, high, shape):
+def even_pivots(low, high):
     """Pivots that cut the ranks in (low, high] into equal parts; at least one of them cuts."""
-    part = (high - low) * (tl.arange(0, shape.pivots) + 1).to(tl.int64)
-    return low + part // (shape.pivots + 1)
+    part = (high - low) * (tl.arange(0, PIVOTS) + 1).to(tl.int64)
+    return low + part // (PIVOTS + 1)
 
 
 @triton.jit
@@ -58,7 +62,7 @@ def guessed_pivots(row, peak, weighing, top_p, shape):
     """Pivots around the rank at which a sample of the row says that `top_p` of its mass is reached, int64.
 
     A chunk's peak counts as itself, and one other token of it, at a place that varies, for all the rest. The pivots
-    reach three standard deviations, of what the sample says of that mass, to either side.
+    reach 2.5 standard deviations, of what the sample says of that mass, to either side.
     """
     chunk = tl.arange(0, shape.chunks)
     within = ((chunk.to(tl.uint32) * 0x9E3779B1) >> 16) % shape.chunk
@@ -85,6 +89,6 @@ def guessed_pivots(row, peak, weighing, top_p, shape):
     near_peaks = tl.where(tl.abs(depth_of_peak - below) <= _NEAR, peak_mass, 0.0)
     near_rest = tl.where(tl.abs(depth_of_rest - below) <= _NEAR, rest_mass, 0.0)
     mass_per_octave = tl.sum(near_peaks + near_rest, axis=0) / (2.0 * _NEAR)
-    width = tl.minimum(3.0 * deviation / tl.maximum(mass_per_octave, total * 1e-6) + _NARROWEST, _OCTAVES)
-    place = tl.arange(0, shape.pivots).to(tl.float32) * (2.0 / (shape.pivots - 1)) - 1.0
+    width = tl.minimum(deviation * _DEVIATIONS / tl.maximum(mass_per_octave, total * 1e-6) + _NARROWEST, _OCTAVES)
+    place = tl.arange(0, PIVOTS).to(tl.float32) * (2.0 / (PIVOTS - 1)) - 1.0
     return rank_at(below + width * place, weighing, shape).to(tl.int64)

@@ -1,9 +1,10 @@
 """The kernels. `row_kernel` is one row, by the steps of the law: load, maximum, bound, gather, weigh, cut, draw.
 
-Alone it reads a row that fits into the registers of a program once, any other up to three times (`selection.py`). Where
-there are too few rows to keep a GPU busy, the kernels before it do its reads with several programs a row:
-`maximum_kernel`, then for top_p `narrow_kernel`, then `weigh_kernel`. Each finds what the one before left in the row's
-scratch memory; programs never wait for each other. `write.py` has the kernels that write rows.
+A row that fits into the registers of a program it reads once, alone. Any other is read before by kernels that do nothing
+else, need few registers, and so keep many loads in flight: `maximum_kernel`, then for top_p `narrow_kernel`, then
+`weigh_kernel`, with several programs a row where there are too few rows to keep a GPU busy. Each finds what the one
+before left in the row's scratch memory; programs never wait for each other. `row_kernel` then reads a few chunks of the
+row, and the whole of it only where the list overflowed. `write.py` has the kernels that write rows.
 """
 
 import triton
@@ -61,7 +62,7 @@ def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
                 cut.store_pivots(words, pivots, shape)
             first, last = part_of(part, parts, sizes, shape)
             cut.narrow(
-                tokens, weighing, words, pivots, first, last, False, LAST_RANK, sizes.vocab, least, shape
+                tokens, weighing, words, pivots, first, last, False, LAST_RANK, sizes.vocab, least, True, shape
             )  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
         return
 
     tokens = load.row_at(logits, source, sizes.vocab, shape)
-    if not shape.split:
+    if shape.resident:
         gather.clear(words, shape)
         maximum.sweep(tokens, words, 0, sizes.chunks, shape)
         tl.debug_barrier()

@@ -1,7 +1,7 @@
 """The operators on Triton: scratch memory from torch's allocator, and the launches, all on the current stream.
 
-A call takes one launch where a row fits into a program or there are rows enough to keep the GPU busy, else two to four;
-the operators that return rows take one more. Nothing waits for the GPU, so a CUDA graph can capture it all.
+A call takes one launch where a row fits into a program, else two with top_k, three without, four with top_p alone; the
+operators that return rows take one more. Nothing waits for the GPU, so a CUDA graph can capture it all.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *operands: Any) 
     elif rows > 0 and samples > 0:
         with _on_device(logits):
             call = _prepare(logits, indices, filters, rows, samples, probabilities)
-            _read_by_parts(call, filters)
+            _read(call, filters)
             _select(call, randomness, replacement, _tokens(out), draws=True)
 
 
@@ -94,7 +94,7 @@ def _write_rows(kernel: Any, out: Tensor, logits: Tensor, operands: tuple[Any, .
 def _selected(logits: Tensor, filters: arguments.Filters) -> _Call:
     """A call whose rows' selections are in its scratch memory."""
     call = _prepare(logits, None, filters, logits.shape[0], 0, False)
-    _read_by_parts(call, filters)
+    _read(call, filters)
     nothing = arguments.Randomness(0, None, 0, None, 0, None, False)
     _select(call, nothing, True, work.Tokens(call.scratch, work.coded(0), work.coded(0)), draws=False)
     return call
@@ -143,9 +143,9 @@ def _tokens(tokens: Tensor) -> work.Tokens:
     return work.Tokens(tokens, work.coded(tokens.stride(0)), work.coded(tokens.stride(1)))
 
 
-def _read_by_parts(call: _Call, filters: arguments.Filters) -> None:
-    """The reads of a row by several programs: those that some row may need, as far as the host can know."""
-    if call.division.parts == 1:
+def _read(call: _Call, filters: arguments.Filters) -> None:
+    """The reads of rows that are not resident: those that some row may need, as far as the host can know."""
+    if call.division.resident:
         return
     some_without_top_k = filters.top_k_rows is not None or not 0 < filters.top_k < call.sizes.vocab
     some_top_p = filters.top_p_rows is not None or filters.top_p < 1
@@ -171,7 +171,7 @@ def _select(
     kernels.row_kernel[(call.rows,)](
         call.logits, call.sources, call.filters, call.sizes, call.scratch,
         work.Randomness(*words, work.coded(randomness.stream_per_row), work.coded(replacement)), out, call.shape, draws,
-        num_warps=call.division.warps, **_EXACT,
+        num_warps=policy.warps_for_the_list(call.division), **_EXACT,
     )  # fmt: skip
 
 

@@ -81,7 +81,8 @@ def polynomial(f):
 @triton.jit
 def weight_of_logit(x, m, c):
     """Law section 1: w_i, int64 in [0, 2^40]."""
-    d = exponent(x, m, c)
+    # `exponent` but for x - m = -inf, which weighs 0 either way: with c = 0 d is NaN, and no NaN is >= -40.
+    d = tl.where(x == m, 0.0, (x - m) * c)
     heavy = d >= -40.0
     d = tl.where(heavy, d, 0.0)
     n = tl.floor(d)

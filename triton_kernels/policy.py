@@ -21,11 +21,12 @@ _SMALLEST_CHUNK = 64
 _RESIDENT_BYTES = 16 << 10
 _BLOCK = 2048
 _TOKENS_PER_THREAD = 8
-_LIST = 4096
-_SHORT_LIST = 1024
-_PIVOTS = 8
-_TOKENS_PER_PART = 8192
-_WAVES = 2  # programs for each multiprocessor, where there are too few rows
+_RESIDENT_TOKENS_PER_THREAD = 16
+# Four times top_k: the bound lets through a few more than k, and of tied logits many more.
+_SHORTEST_LIST, _LONGEST_LIST, _LIST_PER_K = 256, 4096, 4
+_TOKENS_PER_PART = 4096
+# Programs for each multiprocessor: the registers of `maximum_kernel` let 8 of 8 warps run, of the others 2 or 3.
+_WAVES = 4
 
 
 class Division(NamedTuple):
@@ -35,16 +36,14 @@ class Division(NamedTuple):
         chunk: tokens that share one maximum and one sum; a power of two.
         block: tokens that a program has in hand at a time; a power of two, at least `chunk`.
         list: room for the candidates of a row; a power of two.
-        pivots: ranks at which one read of a row measures; a power of two, at least 2.
-        resident: whether a row is loaded once; `block` then holds it whole, and parts is 1.
-        parts: programs that share the reads of a row; more than 1 takes launches of their own.
+        resident: whether a row is loaded once, by one program; `block` then holds it whole.
+        parts: programs that share each read of a row.
         warps: of a program.
     """
 
     chunk: int
     block: int
     list: int
-    pivots: int
     resident: bool
     parts: int
     warps: int
@@ -70,13 +69,16 @@ def choose(vocab: int, rows: int, bytes_per_token: int, largest_k: int, device: 
 def by_default(vocab: int, rows: int, bytes_per_token: int, largest_k: int, multiprocessors: int) -> Division:
     """What `choose` takes where nothing was measured: a function of its arguments alone."""
     chunk = max(_SMALLEST_CHUNK, triton.next_power_of_2(-(-vocab // _MOST_CHUNKS)))
-    candidates = _SHORT_LIST if 0 < 2 * largest_k <= _SHORT_LIST else _LIST
+    wanted = triton.next_power_of_2(_LIST_PER_K * largest_k) if largest_k else _LONGEST_LIST
+    candidates = min(_LONGEST_LIST, max(_SHORTEST_LIST, wanted))
     length = triton.next_power_of_2(max(vocab, chunk))
-    resident = length * bytes_per_token <= _RESIDENT_BYTES
-    block = length if resident else max(_BLOCK, chunk)
-    parts = 1 if resident else min(-(-vocab // _TOKENS_PER_PART), max(1, _WAVES * multiprocessors // rows))
+    if length * bytes_per_token <= _RESIDENT_BYTES:
+        warps = max(4, length // (32 * _RESIDENT_TOKENS_PER_THREAD))
+        return Division(chunk, length, candidates, True, 1, warps)
+    block = max(_BLOCK, chunk)
+    parts = min(-(-vocab // max(_TOKENS_PER_PART, block)), -(-_WAVES * multiprocessors // rows))
     warps = max(4, min(16, block // (32 * _TOKENS_PER_THREAD)))
-    return Division(chunk, block, candidates, _PIVOTS, resident, parts, warps)
+    return Division(chunk, block, candidates, False, parts, warps)
 
 
 def parts_to_write(vocab: int, division: Division) -> int:
@@ -84,13 +86,17 @@ def parts_to_write(vocab: int, division: Division) -> int:
     return 1 if division.resident else -(-vocab // max(_TOKENS_PER_PART, division.block))
 
 
+def warps_for_the_list(division: Division) -> int:
+    """Warps of the kernel that finishes a row: half as many candidates a thread take half as many registers."""
+    return max(division.warps, min(16, division.list // 256))
+
+
 @functools.lru_cache(maxsize=1024)
 def shape_of(division: Division, vocab: int, probabilities: bool) -> work.Shape:
     """What the kernels of a division are compiled for."""
     chunks = triton.next_power_of_2(-(-vocab // division.chunk))
     constants = (
-        division.chunk, chunks, division.block, division.list, division.pivots, division.resident, division.parts > 1,
-        probabilities,
+        division.chunk, chunks, division.block, division.list, division.resident, probabilities
     )  # fmt: skip
     return work.Shape(*(tl.constexpr(constant) for constant in constants))
 

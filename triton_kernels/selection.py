@@ -1,8 +1,8 @@
 """Which tokens a row keeps (law section 3): the steps bound, gather, weigh and cut, in the cheapest order that is exact.
 
 Reads of the row, after the one of `maximum`: with top_k alone or first, up to `shape.list`, only the chunks that hold a
-candidate; without top_p, one; with top_p alone, two. What does not fit into the list takes more: a round for each
-`shape.pivots` + 1 parts that the ranks are cut into, until it does.
+candidate; without top_p, one; with top_p alone, two. What does not fit into the list takes more: rounds,
+each of which cuts the ranks in question into `PIVOTS` + 1 parts, until it does.
 """
 
 import triton
@@ -85,8 +85,8 @@ def of_row(
     last_index = sizes.vocab - 1
     base_rank = last_rank
     base_index = last_index
-    # The kernels that split a row have prepared what a row without top_k needs.
-    prepared = (has_top_k == 0) & shape.split
+    # The kernels that ran before have prepared what a row without top_k needs.
+    prepared = (has_top_k == 0) & (not shape.resident)
     summed = prepared & (has_top_p == 0)
     for step in range(0, 2):
         counting = step == 0
@@ -100,7 +100,7 @@ def of_row(
             members = before + shape.list + 1
             rounds = tl.full((), 0, tl.int32)
             while (members > shape.list) & (high - low > 1):
-                pivots = bound.even_pivots(low, high, shape)
+                pivots = bound.even_pivots(low, high)
                 if prepared & (rounds == 0):
                     pivots = cut.load_pivots(scratch, shape)
                 else:
@@ -110,7 +110,7 @@ def of_row(
                     tl.debug_barrier()
                     cut.narrow(
                         row, weighing, scratch, pivots, 0, sizes.chunks, counting, base_rank, base_index, least_of_base,
-                        shape,
+                        False, shape,
                     )  # fmt: skip
                     tl.debug_barrier()
                 total = tl.load(total_in(scratch, shape))

@@ -102,11 +102,13 @@ class Shape(NamedTuple):
     chunks: Any  # room for a row's chunks, a power of two
     block: Any  # tokens that a program has in hand at a time
     list: Any  # room for the candidates of a row
-    pivots: Any  # places at which one read of the row measures what ranks above
     resident: Any  # whether the row is loaded once, and kept in registers
-    split: Any  # whether several programs read a row, in kernels of their own, before one of them goes on
     probabilities: Any  # whether the rows hold probabilities (law section 5)
 
+
+# Ranks at which one read of a row measures what ranks above. Four: their sums stay in registers, and three parts of the
+# width that `bound.guessed_pivots` gives them fit into a list of 4096 for N(0, 1) and 262144 tokens.
+PIVOTS: tl.constexpr = tl.constexpr(4)
 
 ORDER_MIN_P_FIRST: tl.constexpr = tl.constexpr(1)
 ORDER_JOINT: tl.constexpr = tl.constexpr(2)
@@ -165,13 +167,13 @@ def source_of(sources, row, sizes):
 
 def scratch_words(shape: Shape) -> int:
     """How many words of scratch memory a row needs."""
-    return int(2 * shape.chunks.value + shape.list.value + 2 * shape.pivots.value + 8)
+    return int(2 * shape.chunks.value + shape.list.value + 2 * PIVOTS.value + 8)
 
 
 @triton.jit
 def scratch_of(scratch, row, shape):
     """Where a row's stretch begins."""
-    words: tl.constexpr = 2 * shape.chunks + shape.list + 2 * shape.pivots + 8
+    words: tl.constexpr = 2 * shape.chunks + shape.list + 2 * PIVOTS + 8
     return scratch + row * words
 
 
@@ -201,20 +203,20 @@ def pivots_in(scratch, shape):
 @triton.jit
 def sums_in(scratch, shape):
     """What ranks at or above each pivot weighs, then what everything weighs, then how many candidates there are."""
-    return scratch + (2 * shape.chunks + shape.list + shape.pivots)
+    return scratch + (2 * shape.chunks + shape.list + PIVOTS)
 
 
 @triton.jit
 def total_in(scratch, shape):
-    return sums_in(scratch, shape) + shape.pivots
+    return sums_in(scratch, shape) + PIVOTS
 
 
 @triton.jit
 def size_in(scratch, shape):
-    return sums_in(scratch, shape) + (shape.pivots + 1)
+    return sums_in(scratch, shape) + (PIVOTS + 1)
 
 
 @triton.jit
 def selection_in(scratch, shape):
     """For the kernels that write rows: status, rank and index of the last token kept, least weight, Z, first rank."""
-    return sums_in(scratch, shape) + (shape.pivots + 2)
+    return sums_in(scratch, shape) + (PIVOTS + 2)
