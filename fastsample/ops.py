@@ -2,8 +2,8 @@
 
 There are three namespaces with the same schemas. In ``fastsample`` CPU and CUDA tensors go to the native objects where
 those are loaded, GPU tensors to Triton where they are not, and everything else goes to the reference;
-``fastsample_reference`` always runs the reference, and ``fastsample_triton`` always Triton. So to choose a backend is to
-choose a namespace, and a test runs one body on several backends by swapping it.
+``fastsample_reference`` always runs the reference, and ``fastsample_triton`` always Triton. So to choose a backend is
+to choose a namespace, and a test runs one body on several backends by swapping it.
 
 All of them are opaque to torch.compile. `torch.library.triton_op` would let inductor recompile the Triton kernels, with
 options of its own, and a contracted multiplication and addition changes 17 % of the weights (docs/law.md, section 1).
@@ -149,7 +149,7 @@ runs_gpu_tensors = "the reference"
 
 
 def _load_cuda_kernels() -> None:
-    """Load the CUDA object if a GPU here runs it; else GPU tensors go to Triton where it runs, or stay with the reference.
+    """Load the CUDA object if a GPU here runs it; else GPU tensors go to Triton if it does, or stay with the reference.
 
     Of several GPUs all have to be Triton's: an operator has one implementation for all of them.
     """

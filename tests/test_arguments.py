@@ -75,7 +75,6 @@ BAD_PARAMETERS = [
     ("order", "top_p_first", ValueError, ["'top_p_first'", "'joint'"]),
     ("order", None, ValueError, ["None"]),
     ("order", 0, ValueError, ["0"]),
-    ("backend", "triton", ValueError, ["triton", "not part of this version"]),
     ("backend", "gpu", ValueError, ["'gpu'", "reference"]),
     ("backend", None, ValueError, ["None"]),
 ]

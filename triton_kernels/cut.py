@@ -10,7 +10,7 @@ import triton.language as tl
 
 from . import load, weigh
 from .crossing import crossing
-from .law import LAST_RANK, ceil_product, logit_of
+from .law import LAST_RANK, at_or_above, ceil_product, logit_of
 from .work import PIVOTS, masses_in, pivots_in, sums_in, total_in
 
 
@@ -40,7 +40,7 @@ def last_kept(rank, index, measure, target, vocab):
 @triton.jit
 def higher(rank, index, other_rank, other_index):
     """The one of two cuts that keeps less."""
-    first = (rank < other_rank) | ((rank == other_rank) & (index <= other_index))
+    first = at_or_above(rank, index, other_rank, other_index)
     return tl.where(first, rank, other_rank), tl.where(first, index, other_index)
 
 
@@ -58,8 +58,19 @@ def add_up(sums, measure):
 
 @triton.jit
 def narrow(
-    row, weighing, scratch, pivots, first, last, counting, base_rank, base_index, least_of_base, whole: tl.constexpr, shape
-):  # fmt: skip
+    row,
+    weighing,
+    scratch,
+    pivots,
+    first,
+    last,
+    counting,
+    base_rank,
+    base_index,
+    least_of_base,
+    whole: tl.constexpr,
+    shape,
+):
     """Adds what ranks at or above each pivot measures, in the chunks [first, last), to the sums in scratch memory.
 
     Only the base counts: what weighs `least_of_base` and, unless that is the `whole` row, ranks at or above (base_rank,
@@ -77,7 +88,7 @@ def narrow(
         weight = weigh.weights(x, weighing, shape)
         within = weight >= least_of_base
         if not whole:
-            within = within & ((rank < base_rank) | ((rank == base_rank) & (index <= base_index)))
+            within = within & (at_or_above(rank, index, base_rank, base_index))
         measure = tl.where(within, tl.where(counting, 1, weight), 0)
         total = add_up(total, measure)
         sums0 = add_up(sums0, tl.where(rank <= pivot0, measure, 0))

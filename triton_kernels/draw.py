@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from . import load, weigh
-from .law import random_word, target_of
+from .law import at_or_above, random_word, target_of
 from .work import masses_in, plain, word_of
 
 # Earlier draws that a chunk is compared with at a time.
@@ -37,7 +37,7 @@ def nothing(out, first, samples):
 @triton.jit
 def from_maximum(out, index, samples, replacement):
     """The draws of a greedy row: its first maximum; without replacement that once, and then nothing."""
-    for draw in range(0, samples):
+    for draw in range(samples):
         token = tl.where((draw == 0) | (replacement != 0), index, -1)
         write(out, tl.full((), 0, tl.int64) + draw, token)
 
@@ -48,7 +48,7 @@ def from_list(out, index, kept, randomness, row, samples):
     place = tl.arange(0, kept.shape[0])
     seed, offset, stream = random_of(randomness, row)
     replacement = plain(randomness.replacement)
-    for draw in range(0, samples):
+    for draw in range(samples):
         number = tl.full((), 0, tl.int64) + draw
         z = tl.sum(kept, axis=0)
         t = target_of(random_word(seed, offset, stream, number), z)
@@ -73,14 +73,14 @@ def taken_before(out, index, draw):
 @triton.jit
 def from_row(
     out, row_of_logits, weighing, scratch, last_rank, last_index, least, randomness, row, sizes, samples, shape
-):  # fmt: skip
+):
     """Draw from a row, whose chunks' kept weights are in scratch memory."""
     seed, offset, stream = random_of(randomness, row)
     replacement = plain(randomness.replacement)
     chunk_number = tl.arange(0, shape.chunks)
     within_chunk = tl.arange(0, shape.chunk)
     mass = tl.load(masses_in(scratch, shape) + chunk_number, mask=chunk_number < sizes.chunks, other=0)
-    for draw in range(0, samples):
+    for draw in range(samples):
         number = tl.full((), 0, tl.int64) + draw
         z = tl.sum(mass, axis=0)
         t = target_of(random_word(seed, offset, stream, number), z)
@@ -91,7 +91,7 @@ def from_row(
         x = load.tokens(row_of_logits, index, shape)
         rank = load.ranks(x, shape)
         weight = weigh.weights(x, weighing, shape)
-        kept = (rank < last_rank) | ((rank == last_rank) & (index <= last_index))
+        kept = at_or_above(rank, index, last_rank, last_index)
         kept = kept & (weight >= least)
         if replacement == 0:
             kept = kept & (taken_before(out, index, draw) == 0)

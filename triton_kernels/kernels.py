@@ -1,17 +1,17 @@
 """The kernels. `row_kernel` is one row, by the steps of the law: load, maximum, bound, gather, weigh, cut, draw.
 
-A row that fits into the registers of a program it reads once, alone. Any other is read before by kernels that do nothing
-else, need few registers, and so keep many loads in flight: `maximum_kernel`, then for top_p `narrow_kernel`, then
-`weigh_kernel`, with several programs a row where there are too few rows to keep a GPU busy. Each finds what the one
-before left in the row's scratch memory; programs never wait for each other. `row_kernel` then reads a few chunks of the
-row, and the whole of it only where the list overflowed. `write.py` has the kernels that write rows.
+A row that fits into the registers of a program it reads once, alone. Any other is read before by kernels that do
+nothing else, need few registers, and so keep many loads in flight: `maximum_kernel`, then for top_p `narrow_kernel`,
+then `weigh_kernel`, with several programs a row where there are too few rows to keep a GPU busy. Each finds what the
+one before left in the row's scratch memory; programs never wait for each other. `row_kernel` then reads a few chunks of
+the row, and the whole of it only where the list overflowed. `write.py` has the kernels that write rows.
 """
 
 import triton
 import triton.language as tl
 
 from . import bound, cut, draw, gather, load, maximum, selection, weigh
-from .law import LAST_RANK, LARGEST_WEIGHT
+from .law import LARGEST_WEIGHT, LAST_RANK
 from .work import ORDER_MIN_P_FIRST, filters_of, plain, scratch_of, selection_in, source_of, total_in
 
 
@@ -61,9 +61,7 @@ def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
             if part == 0:
                 cut.store_pivots(words, pivots, shape)
             first, last = part_of(part, parts, sizes, shape)
-            cut.narrow(
-                tokens, weighing, words, pivots, first, last, False, LAST_RANK, sizes.vocab, least, True, shape
-            )  # fmt: skip
+            cut.narrow(tokens, weighing, words, pivots, first, last, False, LAST_RANK, sizes.vocab, least, True, shape)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -88,24 +86,40 @@ def weigh_kernel(logits, sources, filters, sizes, scratch, parts, shape):
                 total = tl.load(total_in(words, shape))
                 zero = tl.full((), 0, tl.int64)
                 low, high, before, reached = cut.between_pivots(
-                    words, cut.load_pivots(words, shape), (first_rank - 1).to(tl.int64), zero + LAST_RANK, zero, total,
-                    cut.mass_bound(top_p, total), shape,
-                )  # fmt: skip
+                    words,
+                    cut.load_pivots(words, shape),
+                    (first_rank - 1).to(tl.int64),
+                    zero + LAST_RANK,
+                    zero,
+                    total,
+                    cut.mass_bound(top_p, total),
+                    shape,
+                )
                 sure_rank = low.to(tl.int32)
                 last_rank = high.to(tl.int32)
                 fits = cut.most_members(reached - before, high, False, weighing, shape) <= shape.list
             if fits:
                 first, last = part_of(part, parts, sizes, shape)
-                least_of_base = tl.where(plain(filters.order) == ORDER_MIN_P_FIRST, least, 0)
+                least_of_base = tl.where(plain(filters.order) == ORDER_MIN_P_FIRST, tl.maximum(least, 1), 1)
                 weigh.sweep(
-                    load.row_at(logits, source, sizes.vocab, shape), weighing, words, first, last, sure_rank,
-                    sizes.vocab, last_rank, least, least_of_base, shape,
-                )  # fmt: skip
+                    load.row_at(logits, source, sizes.vocab, shape),
+                    weighing,
+                    words,
+                    first,
+                    last,
+                    sure_rank,
+                    sizes.vocab,
+                    last_rank,
+                    sizes.vocab,
+                    least,
+                    least_of_base,
+                    shape,
+                )
 
 
 @triton.jit
 def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape, draws: tl.constexpr):
-    """One row. With `draws` its tokens go to `out`; without, what it keeps goes to the scratch memory, for `write.py`."""
+    """One row. With `draws` its tokens go to `out`; without, what it keeps to the scratch memory, for `write.py`."""
     row = tl.program_id(0).to(tl.int64)
     words = scratch_of(scratch, row, shape)
     target = out.data + row * plain(out.row_stride), plain(out.stride)
@@ -152,13 +166,35 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
         by_list = size <= shape.list
     if by_list == 0:
         last_rank, last_index = selection.of_row(
-            tokens, weighing, words, peak, first_rank, top_k, top_p, has_top_k, has_top_p, least, order, sizes, shape,
-        )  # fmt: skip
+            tokens,
+            weighing,
+            words,
+            peak,
+            first_rank,
+            top_k,
+            top_p,
+            has_top_k,
+            has_top_p,
+            least,
+            order,
+            sizes,
+            shape,
+        )
         if draws:
             draw.from_row(
-                target, tokens, weighing, words, last_rank, last_index, least, randomness, row, sizes, samples,
+                target,
+                tokens,
+                weighing,
+                words,
+                last_rank,
+                last_index,
+                least,
+                randomness,
+                row,
+                sizes,
+                samples,
                 shape,
-            )  # fmt: skip
+            )
         else:
             z = selection.mass_of_chunks(words, sizes, shape)
             store_selection(words, last_rank, last_index, least, z, first_rank, shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastsample import arguments, reference
 
-from . import kernels, policy, write, work
+from . import kernels, policy, work, write
 
 # A kernel's place in a row is an int32.
 _LARGEST_VOCAB = 2**29
@@ -71,10 +71,17 @@ def log_probs(logits: Tensor, tokens: Tensor, *operands: Any) -> Tensor:
             call = _selected(logits, arguments.Filters(*operands))
             blocks = -(-count // call.division.chunk)
             write.log_probs_kernel[(call.rows * blocks,)](
-                call.logits, call.filters.temperature, call.sizes, call.scratch,
-                _tokens(tokens), count, work.Logits(out, count, 1), call.shape,
-                num_warps=4, **_EXACT,
-            )  # fmt: skip
+                call.logits,
+                call.filters.temperature,
+                call.sizes,
+                call.scratch,
+                _tokens(tokens),
+                count,
+                work.Logits(out, count, 1),
+                call.shape,
+                num_warps=4,
+                **_EXACT,
+            )
     return out
 
 
@@ -86,9 +93,16 @@ def _write_rows(kernel: Any, out: Tensor, logits: Tensor, operands: tuple[Any, .
         vocab = logits.shape[1]
         parts = policy.parts_to_write(vocab, call.division)
         kernel[(call.rows * parts,)](
-            call.logits, call.filters.temperature, call.sizes, call.scratch, parts, work.Logits(out, vocab, 1),
-            call.shape, num_warps=call.division.warps, **_EXACT,
-        )  # fmt: skip
+            call.logits,
+            call.filters.temperature,
+            call.sizes,
+            call.scratch,
+            parts,
+            work.Logits(out, vocab, 1),
+            call.shape,
+            num_warps=call.division.warps,
+            **_EXACT,
+        )
 
 
 def _selected(logits: Tensor, filters: arguments.Filters) -> _Call:
@@ -136,7 +150,8 @@ def _per_row(number: float, rows: Tensor | None, nothing: Tensor) -> work.PerRow
 
 def _word(number: int, rows: Tensor | None, nothing: Tensor) -> work.Word:
     thirds = (number & 0x3FFFFF, number >> 22 & 0x3FFFFF, number >> 44 & 0xFFFFF)
-    return work.Word(*map(work.coded, thirds), *_per_row(0, rows, nothing)[1:])
+    low, middle, high = (work.coded(third) for third in thirds)
+    return work.Word(low, middle, high, *_per_row(0, rows, nothing)[1:])
 
 
 def _tokens(tokens: Tensor) -> work.Tokens:
@@ -155,24 +170,37 @@ def _read(call: _Call, filters: arguments.Filters) -> None:
         launches += [kernels.narrow_kernel] * some_top_p + [kernels.weigh_kernel]
     for kernel in launches:
         kernel[(call.rows * call.division.parts,)](
-            call.logits, call.sources, call.filters, call.sizes, call.scratch, call.division.parts, call.shape,
-            num_warps=call.division.warps, **_EXACT,
-        )  # fmt: skip
+            call.logits,
+            call.sources,
+            call.filters,
+            call.sizes,
+            call.scratch,
+            call.division.parts,
+            call.shape,
+            num_warps=call.division.warps,
+            **_EXACT,
+        )
 
 
-def _select(
-    call: _Call, randomness: arguments.Randomness, replacement: bool, out: work.Tokens, draws: bool
-) -> None:
+def _select(call: _Call, randomness: arguments.Randomness, replacement: bool, out: work.Tokens, draws: bool) -> None:
     words = (
         _word(randomness.seed, randomness.seed_rows, call.scratch),
         _word(randomness.offset, randomness.offset_rows, call.scratch),
         _word(randomness.stream, randomness.stream_rows, call.scratch),
     )
     kernels.row_kernel[(call.rows,)](
-        call.logits, call.sources, call.filters, call.sizes, call.scratch,
-        work.Randomness(*words, work.coded(randomness.stream_per_row), work.coded(replacement)), out, call.shape, draws,
-        num_warps=policy.warps_for_the_list(call.division), **_EXACT,
-    )  # fmt: skip
+        call.logits,
+        call.sources,
+        call.filters,
+        call.sizes,
+        call.scratch,
+        work.Randomness(*words, work.coded(randomness.stream_per_row), work.coded(replacement)),
+        out,
+        call.shape,
+        draws,
+        num_warps=policy.warps_for_the_list(call.division),
+        **_EXACT,
+    )
 
 
 @contextmanager

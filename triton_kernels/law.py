@@ -1,9 +1,9 @@
 """The sampling law (docs/law.md) one number at a time, as Triton functions. They read no memory.
 
-Triton in three sentences, for who knows PyTorch: a function under `@triton.jit` is compiled for the GPU and run by many
-*programs* at once, each on its own values of `tl.program_id`. Inside a program, a variable is a number or a small tensor
-(a *tile*) spread over the registers of its threads, and `tl.load` and `tl.store` move tiles from and to memory at
-tensors of addresses, where `mask` says. What is annotated `tl.constexpr` is known when the kernel is compiled.
+Triton in three sentences, for who knows PyTorch: a function under `@triton.jit` is compiled for the GPU and run by
+many *programs* at once, each with its own value of `tl.program_id`. Inside a program, a variable is a number or a small
+tensor (a *tile*) spread over the registers of its threads, and `tl.load` and `tl.store` move tiles from and to memory
+at tensors of addresses, where `mask` says. What is annotated `tl.constexpr` is known when the kernel is compiled.
 
 Rounding. The kernels are compiled with `enable_fp_fusion=False`, so that a * b + c keeps its two roundings (an FMA
 changes 17 % of the q of law section 1), and divide by `tl.div_rn`, since `/` need not be correctly rounded.
@@ -46,6 +46,12 @@ def logit_of(rank):
     """The float32 logits of ranks: `rank_of` backwards, but for the sign of zero."""
     bits = tl.where(rank > 0, rank + _SIGN_BIT, -rank)
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def at_or_above(rank, index, last_rank, last_index):
+    """Law section 2: which tokens rank at or above the one of (last_rank, last_index); of equal logits the first do."""
+    return (rank < last_rank) | ((rank == last_rank) & (index <= last_index))
 
 
 # --- law section 1: weights

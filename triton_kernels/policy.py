@@ -95,9 +95,7 @@ def warps_for_the_list(division: Division) -> int:
 def shape_of(division: Division, vocab: int, probabilities: bool) -> work.Shape:
     """What the kernels of a division are compiled for."""
     chunks = triton.next_power_of_2(-(-vocab // division.chunk))
-    constants = (
-        division.chunk, chunks, division.block, division.list, division.resident, probabilities
-    )  # fmt: skip
+    constants = (division.chunk, chunks, division.block, division.list, division.resident, probabilities)
     return work.Shape(*(tl.constexpr(constant) for constant in constants))
 
 

@@ -1,4 +1,4 @@
-"""Which tokens a row keeps (law section 3): the steps bound, gather, weigh and cut, in the cheapest order that is exact.
+"""Which tokens a row keeps (law section 3): bound, gather, weigh and cut, in the cheapest order that is exact.
 
 Reads of the row, after the one of `maximum`: with top_k alone or first, up to `shape.list`, only the chunks that hold a
 candidate; without top_p, one; with top_p alone, two. What does not fit into the list takes more: rounds,
@@ -8,9 +8,9 @@ each of which cuts the ranks in question into `PIVOTS` + 1 parts, until it does.
 import triton
 import triton.language as tl
 
-from . import bound, cut, gather, maximum, weigh
-from .law import INFINITY_RANK, LAST_RANK, ceil_product, logit_of
-from .work import ORDER_JOINT, ORDER_MIN_P_FIRST, list_in, masses_in, size_in, total_in
+from . import bound, cut, gather, weigh
+from .law import LAST_RANK, at_or_above, ceil_product, logit_of
+from .work import ORDER_JOINT, ORDER_MIN_P_FIRST, masses_in, total_in
 
 # Ranks above every logit's: nothing ranks at or above it.
 NOTHING: tl.constexpr = tl.constexpr(-0x7F800001)
@@ -43,7 +43,7 @@ def of_list(row, weighing, scratch, peak, first_rank, top_k, top_p, has_top_p, l
     joint = has_top_p & (order == ORDER_JOINT)
     if joint:
         weigh.sweep(
-            row, weighing, scratch, 0, sizes.chunks, LAST_RANK, sizes.vocab, NOTHING, everything, everything, shape
+            row, weighing, scratch, 0, sizes.chunks, LAST_RANK, sizes.vocab, NOTHING, 0, everything, everything, shape
         )
         tl.debug_barrier()
         everything = mass_of_chunks(scratch, sizes, shape)
@@ -56,13 +56,13 @@ def of_list(row, weighing, scratch, peak, first_rank, top_k, top_p, has_top_p, l
     weight = tl.where(candidate, weigh.weights(logit_of(rank), weighing, shape), 0)
     last_rank, last_index = cut.last_kept(rank, index, candidate.to(tl.int32), top_k, sizes.vocab)
     if has_top_p:
-        base = joint | (rank < last_rank) | ((rank == last_rank) & (index <= last_index))
+        base = joint | at_or_above(rank, index, last_rank, last_index)
         base = base & ((order != ORDER_MIN_P_FIRST) | (weight >= least))
         base_weight = tl.where(base, weight, 0)
         target = cut.mass_bound(top_p, tl.where(joint, everything, tl.sum(base_weight, axis=0)))
         p_rank, p_index = cut.last_kept(rank, index, base_weight, target, sizes.vocab)
         last_rank, last_index = cut.higher(last_rank, last_index, p_rank, p_index)
-    kept = (rank < last_rank) | ((rank == last_rank) & (index <= last_index))
+    kept = at_or_above(rank, index, last_rank, last_index)
     return index, tl.where(kept & (weight >= least), weight, 0), last_rank, last_index, size
 
 
@@ -74,9 +74,7 @@ def mass_of_chunks(scratch, sizes, shape):
 
 
 @triton.jit
-def of_row(
-    row, weighing, scratch, peak, first_rank, top_k, top_p, has_top_k, has_top_p, least, order, sizes, shape
-):  # fmt: skip
+def of_row(row, weighing, scratch, peak, first_rank, top_k, top_p, has_top_k, has_top_p, least, order, sizes, shape):
     """The cut of a row by reading it again: rank and index of the last token that top_k and top_p keep.
 
     Leaves the weight that each chunk keeps in the scratch memory.
@@ -88,18 +86,19 @@ def of_row(
     # The kernels that ran before have prepared what a row without top_k needs.
     prepared = (has_top_k == 0) & (not shape.resident)
     summed = prepared & (has_top_p == 0)
-    for step in range(0, 2):
+    for step in range(2):
         counting = step == 0
         if (counting & has_top_k) | ((step == 1) & has_top_p):
-            least_of_base = tl.where((step == 1) & (order == ORDER_MIN_P_FIRST), least, 0)
+            # By mass, what weighs nothing is no member: none is needed to reach the target, and there may be many.
+            least_of_base = tl.where((step == 1) & (order == ORDER_MIN_P_FIRST), tl.maximum(least, 1), step)
             low = (first_rank - 1).to(tl.int64)
-            high = tl.full((), LAST_RANK, tl.int64)
+            high = base_rank.to(tl.int64)
             before = tl.full((), 0, tl.int64)
             reached = before
             target = before
             members = before + shape.list + 1
             rounds = tl.full((), 0, tl.int32)
-            while (members > shape.list) & (high - low > 1):
+            while (rounds == 0) | ((members > shape.list) & (high - low > 1)):
                 pivots = bound.even_pivots(low, high)
                 if prepared & (rounds == 0):
                     pivots = cut.load_pivots(scratch, shape)
@@ -109,9 +108,19 @@ def of_row(
                     cut.clear(scratch, shape)
                     tl.debug_barrier()
                     cut.narrow(
-                        row, weighing, scratch, pivots, 0, sizes.chunks, counting, base_rank, base_index, least_of_base,
-                        False, shape,
-                    )  # fmt: skip
+                        row,
+                        weighing,
+                        scratch,
+                        pivots,
+                        0,
+                        sizes.chunks,
+                        counting,
+                        base_rank,
+                        base_index,
+                        least_of_base,
+                        False,
+                        shape,
+                    )
                     tl.debug_barrier()
                 total = tl.load(total_in(scratch, shape))
                 target = tl.where(counting, top_k, cut.mass_bound(top_p, total))
@@ -124,19 +133,27 @@ def of_row(
 
             only_one = (has_top_k == 0) | (has_top_p == 0)
             rank = high.to(tl.int32)
-            index = sizes.vocab - 1
+            index = tl.where(rank == base_rank, base_index, sizes.vocab - 1)
             if members <= shape.list:
                 if (prepared & (rounds == 1)) == 0:
                     gather.clear(scratch, shape)
                     tl.debug_barrier()
                     weigh.sweep(
-                        row, weighing, scratch, 0, sizes.chunks, low.to(tl.int32), sizes.vocab, rank, least,
-                        least_of_base, shape,
-                    )  # fmt: skip
+                        row,
+                        weighing,
+                        scratch,
+                        0,
+                        sizes.chunks,
+                        low.to(tl.int32),
+                        sizes.vocab,
+                        rank,
+                        index,
+                        least,
+                        least_of_base,
+                        shape,
+                    )
                     tl.debug_barrier()
-                rank, index = of_candidates(
-                    weighing, scratch, target - before, counting, base_rank, base_index, least, sizes, shape
-                )
+                rank, index = of_candidates(weighing, scratch, target - before, counting, least, sizes, shape)
                 summed = summed | only_one
             else:
                 # More tokens of one rank than the list has room for; they weigh the same.
@@ -149,22 +166,20 @@ def of_row(
     if summed == 0:
         tl.debug_barrier()
         zero = tl.full((), 0, tl.int64)
-        weigh.sweep(
-            row, weighing, scratch, 0, sizes.chunks, last_rank, last_index, NOTHING, least, zero, shape
-        )  # fmt: skip
+        weigh.sweep(row, weighing, scratch, 0, sizes.chunks, last_rank, last_index, NOTHING, 0, least, zero, shape)
     tl.debug_barrier()
     return last_rank, last_index
 
 
 @triton.jit
-def of_candidates(weighing, scratch, target, counting, base_rank, base_index, least, sizes, shape):
+def of_candidates(weighing, scratch, target, counting, least, sizes, shape):
     """The cut among the candidates of `weigh.sweep`, whose kept weights are added to their chunks' sums."""
     rank, index = gather.candidates(scratch, shape)
-    candidate = (rank < base_rank) | ((rank == base_rank) & (index <= base_index))
+    candidate = rank <= LAST_RANK
     weight = tl.where(candidate, weigh.weights(logit_of(rank), weighing, shape), 0)
     measure = tl.where(counting, candidate.to(tl.int64), weight)
     last_rank, last_index = cut.last_kept(rank, index, measure, target, sizes.vocab)
-    kept = candidate & ((rank < last_rank) | ((rank == last_rank) & (index <= last_index))) & (weight >= least)
+    kept = candidate & (at_or_above(rank, index, last_rank, last_index)) & (weight >= least)
     tl.atomic_add(masses_in(scratch, shape) + index // shape.chunk, weight, mask=kept, sem="relaxed")
     return last_rank, last_index
 

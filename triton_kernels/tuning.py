@@ -67,8 +67,8 @@ def remembered(vocab: int, rows: int, bytes_per_token: int, largest_k: int, devi
     fields = known.get(str(key_of(vocab, rows, bytes_per_token, largest_k, device)))
     if fields is None:
         return None
-    division = Division(*fields)
-    return division._replace(resident=bool(division.resident))
+    chunk, block, candidates, resident, parts, warps = fields
+    return Division(chunk, block, candidates, bool(resident), parts, warps)
 
 
 def candidates(default: "Division", vocab: int) -> list["Division"]:
@@ -91,8 +91,8 @@ def tune(
 ) -> dict[str, float]:
     """Measure how best to divide calls like one, and remember it for every process of this user.
 
-    Each of `candidates` is compiled, run and timed, which takes half a minute. Later calls of the same vocabulary, dtype
-    and GPU, with as many rows (to the next power of two), take the fastest.
+    Each of `candidates` is compiled, run and timed. Later calls of the same vocabulary, dtype and GPU, with as many
+    rows (to the next power of two), take the fastest.
 
     Args:
         logits: [batch, vocab] on a GPU, like those to be sampled: the same dtype, size and kind of rows.

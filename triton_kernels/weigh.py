@@ -10,6 +10,7 @@ import triton.language as tl
 from . import gather, load
 from .law import (
     LARGEST_WEIGHT,
+    at_or_above,
     logit_of,
     scale_of,
     shift_of_probabilities,
@@ -55,21 +56,24 @@ def largest(weighing, shape):
 
 
 @triton.jit
-def sweep(row, weighing, scratch, first, last, sure_rank, sure_index, last_rank, least, least_of_base, shape):
+def sweep(
+    row, weighing, scratch, first, last, sure_rank, sure_index, last_rank, last_index, least, least_of_base, shape
+):
     """Weighs the chunks [first, last): sums what is kept for sure, and lists what may be kept.
 
     Kept for sure is what ranks at or above (sure_rank, sure_index) and weighs `least`; its sum over each chunk goes to
-    the scratch memory. What ranks below, down to `last_rank`, and weighs `least_of_base` goes to the list.
+    the scratch memory. What ranks below, down to (last_rank, last_index), and weighs `least_of_base` goes to the list.
     """
     per_block: tl.constexpr = shape.block // shape.chunk
     for chunk in range(first, last, per_block):
         x, index = load.block(row, chunk, shape)
         rank = load.ranks(x, shape)
         weight = weights(x, weighing, shape)
-        sure = (rank < sure_rank) | ((rank == sure_rank) & (index <= sure_index))
+        sure = at_or_above(rank, index, sure_rank, sure_index)
         kept = tl.where(sure & (weight >= least), weight, 0)
         mass = tl.sum(tl.reshape(kept, [per_block, shape.chunk]), axis=1)
         place = chunk + tl.arange(0, per_block)
         tl.store(masses_in(scratch, shape) + place, mass, mask=place < last)
-        candidate = (rank <= last_rank) & (sure == 0) & (weight >= least_of_base)
+        candidate = at_or_above(rank, index, last_rank, last_index)
+        candidate = candidate & (sure == 0) & (weight >= least_of_base)
         gather.append(scratch, rank, index, candidate, shape)

@@ -1,4 +1,4 @@
-"""What a kernel is given, by name: the call's tensors and numbers, the shape of the work, and the scratch memory of a row.
+"""What a kernel is given, by name: a call's tensors and numbers, the shape of the work, and scratch memory.
 
 A kernel takes these tuples whole, so an argument list is written once, here. Fields hold tensors (pointers, inside the
 kernel), numbers, or in `Shape` constants that the kernel is compiled for.

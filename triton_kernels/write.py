@@ -1,7 +1,8 @@
 """What the operators write that return rows: filtered logits, probabilities, log-probabilities (law sections 3 and 5).
 
 Each reads what `kernels.row_kernel` left of a row's selection, then the row once (log-probabilities: only the tokens
-asked for), with several programs a row, and writes the result.
+asked for), with several programs a row, and writes the result. NaN is spelled out in each: Triton checks at every
+launch that a kernel's globals are what they were, by ==.
 """
 
 import triton
@@ -9,10 +10,19 @@ import triton.language as tl
 
 from . import load, weigh
 from .kernels import part_of
-from .law import INFINITY, LAST_RANK, LN2, exponent, log1p_of_rest, logit_of, probability, scale_of, share_of
+from .law import (
+    INFINITY,
+    LAST_RANK,
+    LN2,
+    at_or_above,
+    exponent,
+    log1p_of_rest,
+    logit_of,
+    probability,
+    scale_of,
+    share_of,
+)
 from .work import number_of, plain, scratch_of, selection_in
-
-NAN: tl.constexpr = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -30,7 +40,7 @@ def selection_of(scratch, row, shape):
 
 @triton.jit
 def keeps(rank, index, weight, last_rank, last_index, least):
-    within = (rank < last_rank) | ((rank == last_rank) & (index <= last_index))
+    within = at_or_above(rank, index, last_rank, last_index)
     return within & (weight >= least)
 
 
@@ -47,7 +57,7 @@ def filter_logits_kernel(logits, temperature, sizes, scratch, parts, out, shape)
         x, index = load.widen(as_it_is), load.indices_of_block(chunk, shape)
         weight = weigh.weights(x, (m, c, 0), shape)
         kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
-        left_out = (tl.zeros_like(x) + tl.where(valid, -INFINITY, NAN)).to(as_it_is.dtype)
+        left_out = (tl.zeros_like(x) + tl.where(valid, -INFINITY, float("nan"))).to(as_it_is.dtype)
         result = tl.where(kept & valid, as_it_is, left_out)
         tl.store(out.data + row * out.row_stride + index, result, mask=index < sizes.vocab)
 
@@ -65,7 +75,7 @@ def filtered_probs_kernel(logits, temperature, sizes, scratch, parts, out, shape
         x, index = load.block(tokens, chunk, shape)
         weight = weigh.weights(x, (m, c, 0), shape)
         kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
-        result = tl.where(valid, tl.where(kept, probability(x, m, c, share), 0.0), NAN)
+        result = tl.where(valid, tl.where(kept, probability(x, m, c, share), 0.0), float("nan"))
         tl.store(out.data + row * out.row_stride + index, result, mask=index < sizes.vocab)
 
 
@@ -86,5 +96,5 @@ def log_probs_kernel(logits, temperature, sizes, scratch, wanted, count, out, sh
     weight = weigh.weights(x, (m, c, 0), shape)
     kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
     value = -(-exponent(x, m, c) * LN2 + log1p_of_rest(z))
-    result = tl.where(known & valid, tl.where(kept, value, -INFINITY), NAN)
+    result = tl.where(known & valid, tl.where(kept, value, -INFINITY), float("nan"))
     tl.store(out.data + row * out.row_stride + number, result, mask=number < count)
