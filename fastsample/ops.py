@@ -87,7 +87,7 @@ def _log_probs_fake(logits: Tensor, tokens: Tensor, *_: object) -> Tensor:
 
 
 def _triton_kernels() -> ModuleType:
-    """The kernels, imported when the first call needs them: that takes longer than all the rest of the package."""
+    """The kernels, imported when the first call needs them: not everyone has Triton, nor needs it."""
     return importlib.import_module("fastsample.triton_kernels")
 
 

@@ -64,8 +64,8 @@ def sample(
             nothing is left each further draw is -1.
         indices: integer tensor [batch]: output row b draws from logits row indices[b]. Only with 2-D logits; every
             parameter is indexed by the output row. An index out of range makes its output row invalid.
-        backend: "auto", "cpu" or "cuda" (native kernels, or an error), or "reference" (plain PyTorch). All give the
-            same tokens.
+        backend: "auto", "cpu" or "cuda" (native kernels, or an error), "triton" (on a GPU, or in its interpreter), or
+            "reference" (plain PyTorch). All give the same tokens.
         out: int64 tensor of the result's shape, on the device of the logits, with any strides; it is written and
             returned.
         errors: what an invalid row (a NaN, no finite or +inf logit, a bad parameter in a tensor, an index out of range)

@@ -24,7 +24,7 @@ def softmax(logits: Tensor, temperature: float | Tensor = 1.0, *, backend: str =
     Args:
         logits: [batch, vocab] or [vocab], float32, float16 or bfloat16; the vocabulary is 1 to 2^22 tokens.
         temperature: at least 0; the logits are divided by it. 0 gives the first of the largest logits probability 1.
-        backend: "auto", "cpu", "cuda" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         float32, whatever the dtype of the logits, in the shape of the logits. As in any float32 softmax the exponent is
@@ -57,7 +57,7 @@ def filter_logits(
         top_p: in [0, 1]; keep the smallest set of the largest logits that has this share of the probability.
         min_p: in [0, 1]; keep the tokens at least this probable relative to the most probable one.
         order: what top_p measures its share of: "top_k_first", "min_p_first" or "joint".
-        backend: "auto", "cpu", "cuda" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         A new tensor of the dtype and shape of the logits: a kept logit unchanged, -inf elsewhere, all NaN in an invalid
@@ -90,7 +90,7 @@ def filtered_probs(
         top_p: in [0, 1]; keep the smallest set of the largest logits that has this share of the probability.
         min_p: in [0, 1]; keep the tokens at least this probable relative to the most probable one.
         order: what top_p measures its share of: "top_k_first", "min_p_first" or "joint".
-        backend: "auto", "cpu", "cuda" or "reference".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
 
     Returns:
         float32, whatever the dtype of the logits, in the shape of the logits: 0 for what is not kept, all NaN in an
@@ -126,8 +126,8 @@ def log_probs(
         top_p: in [0, 1]; keep the smallest set of the largest logits that has this share of the probability.
         min_p: in [0, 1]; keep the tokens at least this probable relative to the most probable one.
         order: what top_p measures its share of: "top_k_first", "min_p_first" or "joint".
-        backend: "auto", "cpu", "cuda" or "reference". They agree within 4 units in the last place (a logarithm is not
-            correctly rounded everywhere), where all else agrees by `==`.
+        backend: "auto", "cpu", "cuda", "triton" or "reference". They agree within 4 units in the last place (a
+            logarithm is not correctly rounded everywhere), where all else agrees by `==`.
 
     Returns:
         float32 in the shape of `tokens`: finite for every kept token (but one more than the largest float32 below the

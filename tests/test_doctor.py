@@ -37,7 +37,7 @@ def test_a_healthy_installation(report: doctor.Report) -> None:
         assert ("cpu", report.backends["cpu"].instruction_set) in checked
         assert report.versions["its compiler"] != "unknown"
     for check in report.self_checks:
-        assert check.draws >= 1000
+        assert check.draws >= (1000 if check.place != "its interpreter" else 64)
         assert check.disagreements == 0
         assert check.first is None
 
@@ -87,7 +87,6 @@ def test_the_command_with_and_without_rich(
             "triton",
             "cuda",
             "draws agree",
-            "not part of this version",
         ):
             assert word in text
     assert "backend reference: usable" in plain
