@@ -6,7 +6,7 @@ make of the kernels is looked at in tests/test_triton_compiled.py; a GPU runs th
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ if ops.triton_status() == "triton is not installed":
 if not ops.triton_is_interpreted():
     pytest.skip("there is a GPU: tests/gpu runs the compiled kernels", allow_module_level=True)
 
+import triton.language as tl
+from triton.runtime import interpreter
+
 from fastsample.triton_kernels import policy
 from fastsample.triton_kernels.policy import Division
 
@@ -51,6 +54,35 @@ DIVISIONS = (
 @functools.cache
 def real_logits() -> Tensor:
     return torch.from_numpy(np.load(Path(__file__).parent / "data/real_logits.npz")["logits"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _patched_once_a_launch() -> Iterator[None]:
+    """Have the interpreter replace Triton's language by its own once a launch.
+
+    It does so for each call of each function, which takes it half of its time, though nothing ever changes in between.
+    """
+    patch = interpreter._patch_lang
+    scopes: dict[frozenset[str], Any] = {}
+
+    class Once:
+        def __init__(self, function: Any) -> None:
+            self.outermost = not scopes
+            languages = frozenset(
+                value.__name__ for value in function.__globals__.values() if value is tl or value is tl.core
+            )
+            if languages not in scopes:
+                scopes[languages] = patch(function)
+
+        def restore(self) -> None:
+            if self.outermost:
+                for scope in reversed(scopes.values()):
+                    scope.restore()
+                scopes.clear()
+
+    interpreter._patch_lang = Once
+    yield
+    interpreter._patch_lang = patch
 
 
 def fitting(division: Division, vocab: int) -> Division:
@@ -294,8 +326,6 @@ def test_opcheck(name: str) -> None:
 
 def reads_of(row: Tensor, filters: agree.Filters) -> float:
     """How many times its length a call reads of a row of logits, counted by the interpreter's loads."""
-    from triton.runtime import interpreter
-
     builder = interpreter.interpreter_builder
     load = builder.create_masked_load
     first = row.data_ptr()
@@ -326,10 +356,10 @@ def reads_of(row: Tensor, filters: agree.Filters) -> float:
         ("greedy", 32768, 1.0, 1.01),
         ("plain", 32768, 2.0, 2.01),
         ("min_p .05", 32768, 2.0, 2.01),
-        ("p .9", 32768, 3.0, 3.05),
+        ("p .9", 32768, 3.0, 3.02),
         ("T .8, k 50, p .9", 4096, 1.0, 1.0),
         ("plain", 4096, 1.0, 1.02),
-        ("p .9", 4096, 1.0, 1.02),
+        ("p .9", 4096, 1.0, 1.04),
     ],
 )
 def test_reads_of_a_row(filter_name: str, vocab: int, fewest: float, most: float) -> None:

@@ -1,10 +1,11 @@
 """The kernels. `row_kernel` is one row, by the steps of the law: load, maximum, bound, gather, weigh, cut, draw.
 
 A row that fits into the registers of a program it reads once, alone. Any other is read before by kernels that do
-nothing else, need few registers, and so keep many loads in flight: `maximum_kernel`, then for top_p `narrow_kernel`,
-then `weigh_kernel`, with several programs a row where there are too few rows to keep a GPU busy. Each finds what the
-one before left in the row's scratch memory; programs never wait for each other. `row_kernel` then reads a few chunks of
-the row, and the whole of it only where the list overflowed. `write.py` has the kernels that write rows.
+nothing else, need few registers, and so keep many loads in flight: `maximum_kernel`, for top_p `bound_kernel` (which
+reads a sample) and `narrow_kernel`, then `weigh_kernel`, with several programs a row where there are too few rows to
+keep a GPU busy. Each finds what the one before left in the row's scratch memory; programs never wait for each other.
+`row_kernel` then reads a few chunks of the row, and the whole of it only where the list overflowed. `write.py` has the
+kernels that write rows.
 """
 
 import triton
@@ -39,11 +40,10 @@ def maximum_kernel(logits, sources, filters, sizes, scratch, parts, shape):
         maximum.sweep(load.row_at(logits, source, sizes.vocab, shape), words, first, last, shape)
 
 
-@triton.jit(do_not_specialize=["parts"])
-def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
-    """bound and the first round of cut, for rows with top_p alone, with `parts` programs a row."""
-    row = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
+@triton.jit
+def bound_kernel(logits, sources, filters, sizes, scratch, shape):
+    """bound, for rows with top_p alone: the pivots of `narrow_kernel`, by one program a row."""
+    row = tl.program_id(0).to(tl.int64)
     words = scratch_of(scratch, row, shape)
     temperature, top_k, top_p, min_p = filters_of(filters, row)
     source, exists = source_of(sources, row, sizes)
@@ -54,14 +54,39 @@ def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
         if maximum.valid(first_rank, shape):
             tokens = load.row_at(logits, source, sizes.vocab, shape)
             weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
-            least = tl.where(
-                plain(filters.order) == ORDER_MIN_P_FIRST, selection.least_weight(min_p, weighing, shape), 0
+            cut.store_pivots(words, bound.guessed_pivots(tokens, peak, weighing, top_p, shape), shape)
+
+
+@triton.jit(do_not_specialize=["parts"])
+def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
+    """The first round of cut, for rows with top_p alone, with `parts` programs a row."""
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    words = scratch_of(scratch, row, shape)
+    temperature, top_k, top_p, min_p = filters_of(filters, row)
+    source, exists = source_of(sources, row, sizes)
+    _, has_top_k, has_top_p, _ = selection.plan_of(temperature, top_k, top_p, sizes, shape)
+    if exists & selection.valid_filters(temperature, top_p, min_p, shape) & (has_top_k == 0) & has_top_p:
+        first_rank = tl.min(maximum.peaks(words, sizes, shape), axis=0)
+        if maximum.valid(first_rank, shape):
+            tokens = load.row_at(logits, source, sizes.vocab, shape)
+            weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
+            least = selection.least_weight(min_p, weighing, shape)
+            least = tl.where(plain(filters.order) == ORDER_MIN_P_FIRST, least, 0)
+            first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
+            cut.narrow(
+                tokens,
+                weighing,
+                words,
+                cut.load_pivots(words, shape),
+                first,
+                last,
+                False,
+                LAST_RANK,
+                sizes.vocab,
+                least,
+                True,
+                shape,
             )
-            pivots = bound.guessed_pivots(tokens, peak, weighing, top_p, shape)
-            if part == 0:
-                cut.store_pivots(words, pivots, shape)
-            first, last = part_of(part, parts, sizes, shape)
-            cut.narrow(tokens, weighing, words, pivots, first, last, False, LAST_RANK, sizes.vocab, least, True, shape)
 
 
 @triton.jit(do_not_specialize=["parts"])

@@ -1,6 +1,6 @@
 """The operators on Triton: scratch memory from torch's allocator, and the launches, all on the current stream.
 
-A call takes one launch where a row fits into a program, else two with top_k, three without, four with top_p alone; the
+A call takes one launch where a row fits into a program, else two with top_k, three without, five with top_p alone; the
 operators that return rows take one more. Nothing waits for the GPU, so a CUDA graph can capture it all.
 """
 
@@ -165,21 +165,16 @@ def _read(call: _Call, filters: arguments.Filters) -> None:
     some_without_top_k = filters.top_k_rows is not None or not 0 < filters.top_k < call.sizes.vocab
     some_top_p = filters.top_p_rows is not None or filters.top_p < 1
     all_greedy = filters.temperature_rows is None and filters.temperature == 0 and not call.shape.probabilities.value
-    launches = [kernels.maximum_kernel]
+    options = {"num_warps": call.division.warps, **_EXACT}
+    parts = call.division.parts
+    common = (call.logits, call.sources, call.filters, call.sizes, call.scratch)
+    by_part = (call.rows * parts,)
+    kernels.maximum_kernel[by_part](*common, parts, call.shape, **options)
     if some_without_top_k and not all_greedy:
-        launches += [kernels.narrow_kernel] * some_top_p + [kernels.weigh_kernel]
-    for kernel in launches:
-        kernel[(call.rows * call.division.parts,)](
-            call.logits,
-            call.sources,
-            call.filters,
-            call.sizes,
-            call.scratch,
-            call.division.parts,
-            call.shape,
-            num_warps=call.division.warps,
-            **_EXACT,
-        )
+        if some_top_p:
+            kernels.bound_kernel[(call.rows,)](*common, call.shape, **options)
+            kernels.narrow_kernel[by_part](*common, parts, call.shape, **options)
+        kernels.weigh_kernel[by_part](*common, parts, call.shape, **options)
 
 
 def _select(call: _Call, randomness: arguments.Randomness, replacement: bool, out: work.Tokens, draws: bool) -> None:
