@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FILE_VARIABLE = "FASTSAMPLE_TRITON_TUNING"
 
 
+_FIELDS = 6  # of a division
+
+
 class Key(NamedTuple):
     """The calls that share a measured division: powers of two of rows, and whether top_k is small."""
 
@@ -50,11 +53,14 @@ def file() -> Path:
 
 @functools.cache
 def _known() -> dict[str, list[int]]:
+    """What the file says; where there is none, or it is none of ours, nothing."""
     try:
-        known: dict[str, list[int]] = json.loads(file().read_text())
+        known = json.loads(file().read_text())
     except (OSError, ValueError):
         return {}
-    return known
+    if not isinstance(known, dict):
+        return {}
+    return {key: fields for key, fields in known.items() if isinstance(fields, list) and len(fields) == _FIELDS}
 
 
 def remembered(vocab: int, rows: int, bytes_per_token: int, largest_k: int, device: torch.device) -> "Division | None":
@@ -77,7 +83,8 @@ def candidates(default: "Division", vocab: int) -> list["Division"]:
         choices = [default._replace(warps=warps) for warps in (2, 4, 8, 16)]
     else:
         choices = [default._replace(parts=parts) for parts in (1, max(1, default.parts // 2), 2 * default.parts)]
-        choices += [default._replace(block=max(4096, default.chunk), warps=warps) for warps in (8, 16)]
+        larger = default._replace(block=2 * default.block, parts=max(1, default.parts // 2))
+        choices += [larger._replace(warps=warps) for warps in (8, 16)]
         choices = [choice for choice in choices if choice.parts * choice.block <= max(vocab, choice.block)]
     return [default, *(choice for choice in dict.fromkeys(choices) if choice != default)]
 
