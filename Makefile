@@ -24,11 +24,11 @@ FORMATTED_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -nam
 # `make gpu` needs no .venv and downloads nothing: this Python has a torch with CUDA.
 GPU_PYTHON ?= python3
 
-.PHONY: help install test test-slow demo bench gpu peers lint format wheel clean distclean FORCE
+.PHONY: help install test test-slow triton-versions demo bench gpu peers lint format wheel clean distclean FORCE
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.built  ## .venv with pinned packages and the compiled package; once, then only what changed
 
@@ -61,6 +61,9 @@ test: install  ## the whole test suite but for tests marked slow
 
 test-slow: install  ## the tests marked slow
 	$(BIN)/pytest -m slow $(ARGS)
+
+triton-versions: install  ## compile and check the Triton kernels with Triton 3.4 to 3.9 (downloads them)
+	$(BIN)/python tests/triton_versions.py $(ARGS)
 
 demo: install  ## a real model generates text, with and without fastsample
 	$(BIN)/python -m fastsample.benchmarks.demo $(ARGS)

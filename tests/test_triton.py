@@ -44,9 +44,9 @@ DIVISIONS = (
     Division(64, 2048, 1024, False, 1, 8),
     Division(64, 2048, 4096, False, 3, 8),
     Division(64, 8192, 1024, True, 1, 8),
-    Division(16, 64, 32, False, 1, 4),
-    Division(16, 64, 32, False, 4, 4),
-    Division(32, 32, 16, False, 7, 4),
+    Division(16, 128, 32, False, 1, 4),
+    Division(16, 128, 32, False, 3, 4),
+    Division(32, 64, 16, False, 5, 4),
     Division(8, 8192, 16, True, 1, 4),
 )
 
@@ -96,7 +96,7 @@ def fitting(division: Division, vocab: int) -> Division:
 
 # Shrinking a failure would run the interpreter for many minutes.
 EXAMPLES = settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
@@ -157,11 +157,11 @@ def one_of_each(number: int) -> Division:
 def test_hostile_rows(number: int) -> None:
     """Each kind of row with two of the filters, which meets each filter, and each filter with several divisions."""
     name = list(agree.HOSTILE_ROWS)[number]
-    for place in (number, 5 * number + 4):
+    for place in (number, 5 * number + 4)[: 1 + number % 2]:
         filter_name = list(agree.FILTERS)[place % len(agree.FILTERS)]
         dtype = (torch.float32, torch.bfloat16, torch.float16)[place % 3]
-        with policy.forced(fitting(one_of_each(place), 301)):
-            agree.check_hostile_row(TRITON, name, 301, dtype, filter_name, batches=(1,))
+        with policy.forced(fitting(one_of_each(place), 257)):
+            agree.check_hostile_row(TRITON, name, 257, dtype, filter_name, batches=(1,))
 
 
 @pytest.mark.slow
@@ -179,11 +179,11 @@ def test_hostile_rows_in_every_division(name: str, division: Division | None) ->
 
 @pytest.mark.parametrize("order", range(3))
 def test_batches_of_mixed_rows(order: int) -> None:
-    call = agree.mixed_call(17, 501)
+    call = agree.mixed_call(17, 257)
     with policy.forced(one_of_each(3 + order)):
         agree.check_tokens(TRITON, call._replace(filters=call.filters._replace(order=order)))
     few = agree.of_rows(call, torch.arange(order, 17, 4))
-    with policy.forced(fitting(one_of_each(order), 501)):
+    with policy.forced(fitting(one_of_each(order), 257)):
         agree.check_transforms(TRITON, few.logits, few.filters._replace(order=order))
 
 

@@ -105,6 +105,7 @@ def of_row(row, weighing, scratch, peak, first_rank, top_k, top_p, has_top_k, ha
                 else:
                     if (step == 1) & (rounds == 0):
                         pivots = bound.guessed_pivots(row, peak, weighing, top_p, shape)
+                    tl.debug_barrier()  # what the round before added up is read
                     cut.clear(scratch, shape)
                     tl.debug_barrier()
                     cut.narrow(
