@@ -195,13 +195,24 @@ def test_many_draws(filter_name: str, number: int) -> None:
         agree.check_tokens(TRITON, Call(logits, None, agree.FILTERS[filter_name], agree.SEEDED, 70))
 
 
-@pytest.mark.parametrize("form", ["numbers", "tensors"])
-def test_law_vectors(form: str) -> None:
-    with policy.forced(one_of_each(3 if form == "numbers" else 5)):
-        law_vectors.test_tokens(TRITON, form, form == "numbers")
+def check_law_vectors(form: str, division: Division) -> None:
+    with policy.forced(division):
+        for replacement in (True, False):
+            law_vectors.test_tokens(TRITON, form, replacement)
         law_vectors.test_kept_sets(TRITON, form)
         law_vectors.test_probabilities(TRITON, form)
         law_vectors.test_log_probabilities(TRITON, form)
+
+
+def test_some_law_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(law_vectors, "VECTORS", law_vectors.VECTORS[::20])
+    check_law_vectors("tensors", one_of_each(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["numbers", "tensors"])
+def test_all_law_vectors(form: str) -> None:
+    check_law_vectors(form, one_of_each(3 if form == "numbers" else 5))
 
 
 LARGE = Division(64, 1 << 16, 4096, False, 2, 8)  # few blocks: the interpreter takes its time by the block
