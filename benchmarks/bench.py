@@ -20,6 +20,10 @@ from fastsample import backends, doctor
 
 from . import machine, markdown, memory, plot, report, rows
 from .check import WrongTokensError
+from .gpu import bench as gpu_bench
+from .gpu.contestants import PEERS as GPU_PEERS
+from .gpu.options import Axes
+from .gpu.parts import BUDGET as GPU_BUDGET
 from .grid import DTYPES, PRESETS, Plan
 from .peers import PEERS
 from .peers.base import Work
@@ -27,6 +31,8 @@ from .results import PeerStatus, Results, load, save
 from .run import Runner
 
 _MIB = 2**20
+_ON_A_GPU = ("cuda", "triton")
+_OF_THE_CPU = ("preset", "quick", "threads", "rotate", "real_logits", "memory", "plot")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without "fastsample bench"; None takes it from `sys.argv`.
 
     Returns:
-        The exit status: 1 if fastsample drew a wrong token, or a file cannot be used; else 0, whatever the speed.
+        The exit status: 1 if fastsample drew a wrong token, or a file cannot be used; 2 without the GPU that a backend
+        is timed on; else 0, whatever the speed.
     """
     started = time.perf_counter()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -45,10 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     errors = Console(stderr=True)
     if options.show:
+        shown = gpu_bench.show(options.show, options.markdown, options.plot)
+        if shown is not None:
+            return shown
         try:
             results = load(options.show)
         except (OSError, ValueError) as error:
             return _failed(errors, f"--show: {error}")
+    elif options.backend in _ON_A_GPU:
+        return _on_a_gpu(options, errors)
+    elif reason := _why_not_here(options):
+        return _failed(errors, reason)
     else:
         try:
             options.out.parent.mkdir(parents=True, exist_ok=True)  # not after ten minutes
@@ -73,6 +87,39 @@ def _show(results: Results, options: argparse.Namespace, console: Console, error
         plot.save(results, picture)
         errors.print(f"wrote {picture}")
     return 0
+
+
+def _on_a_gpu(options: argparse.Namespace, errors: Console) -> int:
+    """The GPU command's benchmark, as far as the options are about it."""
+    defaults = _parser()
+    given = [name for name in _OF_THE_CPU if getattr(options, name) != defaults.get_default(name)]
+    peers = set(options.peers or ["all"])
+    if unknown := peers - {"all", "none", *GPU_PEERS}:
+        given.append(f"peers {' '.join(sorted(unknown))}")
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        return _failed(errors, f"{named}: of the benchmark on the CPU, and not of --backend {options.backend}")
+    axes = Axes(
+        *(
+            tuple(dict.fromkeys(axis or ()))
+            for axis in (options.vocab, options.batch, options.dtype, options.rows, (w.key for w in options.work or ()))
+        )
+    )
+    chosen = list(GPU_PEERS) if "all" in peers else [key for key in GPU_PEERS if key in peers]
+    try:
+        return gpu_bench.run(options.backend, axes, chosen, options.budget or GPU_BUDGET, options.out)
+    except gpu_bench.CannotMeasureError as error:
+        _failed(errors, str(error))
+        return error.status
+
+
+def _why_not_here(options: argparse.Namespace) -> str | None:
+    """Why what is asked of the CPU cannot be measured."""
+    if unknown := set(options.peers or ()) - {"all", "none", *PEERS}:
+        return f"--peers: {', '.join(sorted(unknown))} run on a GPU, with --backend cuda or triton"
+    if options.backend != "auto" and not (status := backends()[options.backend]).usable:
+        return f"--backend {options.backend}: {status.detail}"
+    return None
 
 
 def _failed(errors: Console, message: str) -> int:
@@ -178,7 +225,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="fastsample bench",
         description=__doc__,
         epilog="Without options: the full grid in 10 minutes, with every peer that is installed (make peers) at the "
-        "shapes of the goals. Peers that are named run everywhere.",
+        "shapes of the goals. Peers that are named run everywhere. With --backend triton or cuda: the grid, the floor "
+        "and the peers of the GPU command (make gpu), in 9 minutes on the GPU that is there; options about the CPU are "
+        "refused, and without a GPU nothing is measured.",
     )
     parser.add_argument("--preset", choices=PRESETS, default="full", help="what to measure (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="the preset quick: one minute")
@@ -200,9 +249,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WORK",
         help="greedy, plain, or filters such as k50-p0.9 and t0.8-m0.05",
     )
-    parser.add_argument("--peers", choices=[*PEERS, "all", "none"], nargs="+", help="to compare with")
+    parser.add_argument(
+        "--peers",
+        choices=list(dict.fromkeys((*PEERS, *GPU_PEERS, "all", "none"))),
+        nargs="+",
+        metavar="PEER",
+        help=f"to compare with: all, none, or of {', '.join(PEERS)}; on a GPU of {', '.join(GPU_PEERS)}",
+    )
     parser.add_argument("--budget", type=_positive, metavar="SECONDS", help="for the whole run")
-    parser.add_argument("--backend", choices=_backends(), default="auto", help="of fastsample")
+    parser.add_argument(
+        "--backend",
+        choices=["auto", *backends()],
+        default="auto",
+        help="of fastsample: auto, cpu and reference are timed on the CPU, cuda and triton on a GPU (default: auto)",
+    )
     parser.add_argument(
         "--rotate",
         type=int,
@@ -218,10 +278,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", action="store_true", help="print the README's table instead of everything")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show what was written before")
     return parser
-
-
-def _backends() -> list[str]:
-    return ["auto", *(name for name, status in backends().items() if status.usable)]
 
 
 def _positive(text: str) -> int:

@@ -188,6 +188,8 @@ def triton_status() -> str:
     """Why Triton cannot be used here, or "ok". Imports nothing and initialises no GPU."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if importlib.util.find_spec("fastsample.triton_kernels") is None:
+        return "fastsample.triton_kernels is not there: this is a checkout that is not installed"
     version = triton_version()
     if version is not None and tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
         return f"Triton {version} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}"

@@ -16,6 +16,9 @@ from torch import Tensor
 import fastsample
 from fastsample import cli
 from fastsample.benchmarks import bench, check, goals, grid, markdown, memory, plot, report, results, rows, timing
+from fastsample.benchmarks.gpu import bench as gpu_bench
+from fastsample.benchmarks.gpu import results as gpu_results
+from fastsample.benchmarks.gpu.timing import GpuTimes
 from fastsample.benchmarks.grid import Setting
 from fastsample.benchmarks.peers import PEERS
 from fastsample.benchmarks.peers.base import Job, NotServedError, Work
@@ -62,6 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--work k50-p0.9 greedy --peers torch missing wrong --budget 3 --rotate 1 --no-memory --out"
     )
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "0")  # whose self-check takes longer than the budget
         patch.setitem(PEERS, "missing", MissingPeer())
         patch.setitem(PEERS, "wrong", WrongPeer())
         assert cli.main(["bench", *options.split(), str(path)]) == 0
@@ -152,6 +156,7 @@ def test_bad_options_are_explained(arguments: list[str], message: str, capsys: p
 def test_wrong_tokens_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(check, "expected_tokens", lambda logits, work: torch.full((2,), -7))
     options = (
         "--vocab 100 --batch 2 --threads 1 --dtype float32 --rows normal-1 --peers none --budget 2 --no-memory --out"
@@ -159,6 +164,108 @@ def test_wrong_tokens_stop_the_run(
     assert bench.main([*options.split(), str(tmp_path / "bench.json")]) == 1
     assert "the reference [-7, -7]" in capsys.readouterr().err
     assert not (tmp_path / "bench.json").exists()
+
+
+# --- on a GPU
+
+
+@pytest.mark.parametrize("interpreted", ["0", "1"])
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_without_a_gpu_nothing_is_measured(
+    backend: str, interpreted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["bench", "--backend", backend, "--out", str(tmp_path / "bench.json")]) == 2
+    told = capsys.readouterr()
+    assert f"--backend {backend}: it is timed on a GPU, and torch {torch.__version__} sees none" in told.err
+    assert ("interpreter" in told.err) == (backend == "triton")
+    assert told.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_gpu_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for reason in ("triton is not installed", "TRITON_INTERPRET is set"):
+        monkeypatch.setattr(gpu_bench, "why_not", lambda backend, rehearsal, reason=reason: reason)
+        assert bench.main(["--backend", "triton"]) == 1
+        assert f"--backend triton: {reason}" in capsys.readouterr().err
+
+
+def gpu_run() -> gpu_results.GpuResults:
+    """Made-up data, marked as such, in the form of the GPU command."""
+    times = GpuTimes(12.0, 11.0, 13.0, replays=20, calls=8, how="graph")._asdict()
+    place = gpu_results.Place(1000, 7, "float32", "real")
+    record = {
+        "kind": "setting", **place._asdict(), "references": {"floor": times},
+        "works": {"k50": {gpu_results.TRITON: {**times, "median": 24.0}}},
+    }  # fmt: skip
+    part = gpu_results.Part("ok", records=[record])
+    return gpu_results.GpuResults("2026-01-02", "fastsample bench", 60.0, kind="sample", parts={"benchmark": part})
+
+
+def test_on_a_gpu_the_gpu_command_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to the command, which needs the GPU; what it is told, and what is shown of what it writes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_bench, "why_not", lambda backend, rehearsal: None)
+    told: list[str] = []
+
+    def command(arguments: Sequence[str]) -> int:
+        told.extend(arguments)
+        gpu_results.save(gpu_run(), tmp_path / "gpu.json")
+        return 1
+
+    monkeypatch.setattr(gpu_bench.command, "main", command)
+    options = "--vocab 1000 --batch 7 9 7 --dtype float32 --work k50 t0.8 --budget 60 --peers torch --backend triton"
+    assert bench.main([*options.split(), "--out", str(tmp_path / "gpu.json")]) == 1
+    expected = (
+        f"--parts environment compile peers benchmark --backends triton --out {tmp_path}/gpu --budget 60 "
+        "--vocabs 1000 --batches 7 9 --dtypes float32 --works k50 t0.8 --peers torch"
+    )
+    assert told == expected.split()
+    assert "| k 50 | real logits | fastsample (Triton) | 24.0 (2.00) |" in capsys.readouterr().out
+
+    told.clear()
+    bench.main(["--backend", "cuda", "--peers", "none", "--out", str(tmp_path / "gpu.json")])
+    assert told[told.index("--backends") + 1] == "cuda"
+    assert told[-1] == "--peers"
+
+
+def test_a_file_of_the_gpu_command_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "gpu.json"
+    gpu_results.save(gpu_run(), path)
+    assert bench.main(["--show", str(path), "--markdown", "--plot", str(tmp_path / "again.png")]) == 0
+    shown = capsys.readouterr().out
+    assert "MADE-UP SAMPLE DATA" in shown
+    assert "| k 50 | real logits | fastsample (Triton) | 24.0 (2.00) |" in shown
+    assert (tmp_path / "again-time.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--backend triton --threads 2", "--threads: of the benchmark on the CPU, and not of --backend triton"),
+        ("--backend cuda --quick --rotate 1", "--quick, --rotate: of the benchmark on the CPU"),
+        ("--backend triton --peers torch llama-cpp", "--peers llama-cpp: of the benchmark on the CPU"),
+        ("--peers flashinfer-logits", "--peers: flashinfer-logits run on a GPU, with --backend cuda or triton"),
+    ],
+)
+def test_options_of_the_other_benchmark_are_refused(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(arguments.split()) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_backend_that_is_not_there_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses = {**fastsample.backends(), "cpu": fastsample.backends()["cpu"]._replace(usable=False, detail="not built")}
+    monkeypatch.setattr(bench, "backends", lambda: statuses)
+    assert bench.main(["--backend", "cpu"]) == 1
+    assert "--backend cpu: not built" in capsys.readouterr().err
 
 
 # --- what is measured

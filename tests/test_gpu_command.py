@@ -28,8 +28,12 @@ from fastsample.benchmarks.gpu import (
     __main__ as command,
 )
 from fastsample.benchmarks.gpu import (
+    ahead,
     building,
     calls,
+    compiled_ahead,
+    compiling,
+    contestants,
     counting,
     environment,
     flashinfer,
@@ -47,15 +51,16 @@ from fastsample.benchmarks.gpu import (
     sanitizing,
     subprocesses,
     testing,
+    testing_triton,
     timing,
     torch_compiled,
     vllm_triton,
     wheel,
 )
-from fastsample.benchmarks.gpu.options import ROOT, PartFailedError, PartOptions
+from fastsample.benchmarks.gpu.options import ROOT, Axes, PartFailedError, PartOptions
 from fastsample.benchmarks.gpu.parts import PartPlan
 from fastsample.benchmarks.gpu.records import Recorder
-from fastsample.benchmarks.gpu.results import FLOOR, LAUNCH, OURS, GpuResults, Part, Place
+from fastsample.benchmarks.gpu.results import FLOOR, LAUNCH, OURS, TRITON, GpuResults, Part, Place
 from fastsample.benchmarks.gpu.subprocesses import Ended
 from fastsample.benchmarks.gpu.timing import GpuTimes
 from fastsample.benchmarks.peers.base import Job, NotServedError, Work
@@ -88,6 +93,9 @@ elif part == "finds_none":
 elif part == "fine":
     record(kind="peer", key="slow", label="Slow", version=None, note="", missing="too slow")
     record(kind="note", text=f"given {options['seconds'] > 1}")
+elif part == "tells_the_cache":
+    record(kind="note", text=os.environ["TRITON_CACHE_DIR"])
+    record(kind="note", text=json.dumps([options["backends"], options["axes"]]))
 elif part == "tells_the_peers":
     record(kind="note", text=f"not measured: {options['unusable_peers']}")
 elif part == "fails":
@@ -125,7 +133,7 @@ def run(
     """Runs the command over stand-ins for its parts. Returns its exit status, output and JSON."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(command, "_SCRIPT", script)
+    monkeypatch.setattr(subprocesses, "_SCRIPT", script)
     monkeypatch.setattr(command, "GRACE_OF_PARTS", 0.5)
 
     def run_command(*plans: PartPlan, arguments: Sequence[str] = ()) -> tuple[int, str, dict[str, Any]]:
@@ -165,6 +173,30 @@ def test_no_part_takes_the_others_along(run: Callable[..., Any], tmp_path: Path)
     assert "# fastsample on NVIDIA Stand-In 1" in table
     assert "| fails | failed |" in table
     assert run(plan("finds_a_gpu"))[0] == 0
+
+
+def test_what_triton_compiles_stays_between_calls(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    plans = plan("finds_a_gpu"), plan("tells_the_cache")
+    _, _, content = run(*plans)
+    everything = '[["cuda", "triton"], [[], [], [], [], []]]'
+    assert notes(content, "tells_the_cache") == [str(ROOT / "build" / "triton"), everything]
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    chosen = ["--backends", "triton", "--batches", "1", "64", "--works", "p0.9"]
+    _, _, content = run(*plans, arguments=chosen)
+    assert notes(content, "tells_the_cache") == ["/elsewhere", '[["triton"], [[], [1, 64], [], [], ["p0.9"]]]']
+
+
+def test_a_part_is_told_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = Axes((1, 2), (), ("float32",), (), ("k50",))
+    options = PartOptions(9.0, True, "abc", ("torch",), ("triton",), axes, (3, 16))
+    module, path = "measuring", Path("/records")
+    written = subprocesses.part_command(module, path, options)
+    assert written[-6:-1] == ["--run-part", module, "--records", str(path), "--options"]
+    assert PartOptions.from_json(json.loads(written[-1])) == options
+    assert written[1] == str(ROOT / "benchmarks/gpu/from_source.py")
+    monkeypatch.setattr(subprocesses, "CHECKOUT", False)
+    assert subprocesses.part_command(module, path, options)[1:4] == ["-m", "fastsample.benchmarks.gpu", "--run-part"]
 
 
 def test_what_others_need_stays_on_pythons_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,13 +323,13 @@ def sample_results(*found: dict[str, Any]) -> GpuResults:
 
 def full_sample() -> GpuResults:
     works = {
-        "t0.8-k50-p0.9": {OURS: 14.0, "torch": 1000.0, "hugging-face": 2100.0, "flashinfer-logits": 60.0},
-        "p0.9": {OURS: 25.0, "torch": 3000.0, "vllm-triton": 240.0},
+        "t0.8-k50-p0.9": {OURS: 14.0, TRITON: 21.0, "torch": 1000.0, "hugging-face": 2100.0, "flashinfer-logits": 60.0},
+        "p0.9": {OURS: 25.0, TRITON: 70.0, "torch": 3000.0, "vllm-triton": 240.0},
         "greedy": {OURS: 12.0},
     }
     found = sample_results(
         setting(PLACE, works),
-        setting(PLACE._replace(batch=1), {"greedy": {OURS: 7.0}}, floor_us=1.0),
+        setting(PLACE._replace(batch=1), {"greedy": {OURS: 7.0, TRITON: 9.5}}, floor_us=1.0),
         setting(PLACE._replace(dtype="bfloat16"), {"t0.8-k50-p0.9": {OURS: 8.0}}, floor_us=5.0),
         setting(PLACE._replace(vocab=1000, rows="normal-1"), {"plain": {OURS: 3.0}}),
         counters(1.01 * 128256 * 64 * 4),
@@ -374,7 +406,7 @@ def test_a_point_that_was_measured_twice() -> None:
     )
     (point,) = found.points
     assert {who: one.median for who, one in point.times.items()} == {OURS: 10.0, "torch": 50.0, "torch-compile": 40.0}
-    assert point.ratio_to_floor == 2.0
+    assert point.ratio_to_floor() == 2.0
     assert point.speedup("torch-compile") == 4.0
     assert point.speedup("nobody") is None
 
@@ -450,17 +482,23 @@ def test_the_table() -> None:
     assert table.startswith("# fastsample on NVIDIA Sample\n\n**MADE-UP SAMPLE DATA")
     for expected in (
         "| benchmark | ok | 200 of 330 s |  |",
-        "| any work at B = 1 | 1 of 1 | 7.00 us (at most 8)",
+        "They are goals of the CUDA kernels. What the Triton kernels reach at the same points stands beside.",
+        "| goal | met | worst | Triton's worst |",
+        "| any work at B = 1 | 1 of 1 | 7.00 us (at most 8), greedy, V 128256, B 1, float32, real | 9.50 us (at",
         "| p .9 alone, real logits: of the floor | 0 of 1 | 2.50 x (at most 2)",
+        "1.01 x (at most 1.05), p0.9, V 128256, B 64, float32, real | - |",
         "- p .9 alone, real logits: of the floor: 2.50 x (at most 2), p0.9, V 128256, B 64, float32, real",
         "## V = 128256, float32: time",
-        "| work | rows | B = 1 | B = 64 |",
-        "| T 0.8, k 50, p 0.9 | real logits | - | 14.0 (1.40) |",
-        "| floor: one read |  | 1.0 | 10.0 |",
-        "| empty launch |  | 2.0 | 2.0 |",
+        "| work | rows | who | B = 1 | B = 64 |",
+        "| T 0.8, k 50, p 0.9 | real logits | fastsample (CUDA) | - | 14.0 (1.40) |",
+        "| T 0.8, k 50, p 0.9 | real logits | fastsample (Triton) | - | 21.0 (2.10) |",
+        "| floor: one read |  |  | 1.0 | 10.0 |",
+        "| empty launch |  |  | 2.0 | 2.0 |",
+        "## Peers: microseconds, and in brackets how many times as long as fastsample (CUDA)",
+        "| work | fastsample (CUDA) | fastsample (Triton) | torch | ",
         "## V = 1000, float32",
         "Real logits, V = 128256: from a file.",
-        "| p 0.9, real logits, V 128256, B 64, float32 | 25.0 | 3000.0 (120) | - | - | 240.0 (9.60) |",
+        "| p 0.9, real logits, V 128256, B 64, float32 | 25.0 | 70.0 | 3000.0 (120) | - | - | 240.0 (9.60) |",
         "- torch 0.0: by hand",
         "- vLLM : not measured: a | pipe",
         "| long_scoreboard 3.50, barrier 0.50 |",
@@ -481,9 +519,76 @@ def test_the_summary() -> None:
     assert lines[0].startswith("MADE-UP SAMPLE DATA")
     assert "tests: failed, 60 s. 1 of 2 tests failed" in lines
     assert any(line.startswith("any work at B = 1: 1 of 1 met") for line in lines)
+    assert any(
+        line.startswith("any work at B = 1, the Triton kernels (no goal of theirs): worst 9.50 us") for line in lines
+    )
+    assert not any("bytes read" in line and "Triton" in line for line in lines)
     crashed = sample_results()
     crashed.parts["benchmark"].message = "Traceback (most recent call last):\n  File\nValueError: the reason"
     assert "ValueError: the reason" in report.brief(crashed)
+
+
+def triton_alone() -> GpuResults:
+    """Made-up data of a run without the CUDA object."""
+    return sample_results(
+        setting(PLACE, {"k50": {TRITON: 20.0, "torch": 900.0}, "p0.9": {TRITON: 70.0}}),
+        {"kind": "note", "text": "fastsample (CUDA) is not measured: not built"},
+    )
+
+
+def test_the_goals_are_the_cuda_kernels() -> None:
+    found = triton_alone()
+    assert goals.verdicts(found) == []
+    of_triton = goals.verdicts(found, TRITON)
+    assert {one.goal: one.value for one in of_triton} == {
+        "times as fast as torch and Hugging Face": 45.0,
+        "p .9 alone, real logits: of the floor": 7.0,
+    }
+    narrow = sample_results(
+        setting(PLACE, {"k50": {OURS: 10.0, TRITON: 30.0}}),
+        setting(PLACE._replace(dtype="bfloat16"), {"k50": {OURS: 5.0, TRITON: 18.0}}),
+    )
+    assert [one.value for one in goals.verdicts(narrow)] == [0.5]
+    assert [one.value for one in goals.verdicts(narrow, TRITON)] == [0.6]
+
+
+def test_triton_alone_is_shown(tmp_path: Path) -> None:
+    table = report.markdown(triton_alone())
+    for expected in (
+        "| p .9 alone, real logits: of the floor | not measured | - | 7.00 x (at most 2)",
+        "| k 50 | real logits | fastsample (Triton) | 20.0 (2.00) |",
+        "how many times as long as fastsample (Triton)",
+        "| k 50, real logits, V 128256, B 64, float32 | 20.0 | 900.0 (45.0) |",
+        "- fastsample (CUDA) is not measured: not built",
+    ):
+        assert expected in table, expected
+    assert "Missed" not in table
+    assert [path.name for path in plot.save(triton_alone(), tmp_path / "triton")] == [
+        "triton-time.png",
+        "triton-peers.png",
+    ]
+
+
+def drawn_labels(monkeypatch: pytest.MonkeyPatch, found: GpuResults, base: Path) -> list[str]:
+    """The legends of the pictures."""
+    labels: list[str] = []
+    legend = plot.Axes.legend
+
+    def noted(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        labels.extend(self.get_legend_handles_labels()[1])
+        return legend(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plot.Axes, "legend", noted)
+        plot.save(found, base)
+    return labels
+
+
+def test_the_pictures_show_both_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = drawn_labels(monkeypatch, full_sample(), tmp_path / "both")
+    assert {"real logits", "real logits, Triton", "floor: one read", "fastsample (Triton)"} <= set(labels)
+    assert "fastsample (CUDA)" not in labels, "it is what the bars are relative to"
+    assert "fastsample (Triton)" not in drawn_labels(monkeypatch, triton_alone(), tmp_path / "one")
 
 
 def test_the_pictures(tmp_path: Path) -> None:
@@ -633,6 +738,29 @@ torch.cuda.synchronize = broken
 """
 
 
+def test_while_compiling_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has run then, and a comparison that failed would end the test before its last launch."""
+    from gpu import target as gpu_target
+    from strategies import Call, Filters, Randomness
+
+    spoilt = gpu_target.Target(torch.device("cpu"), "auto", spoilt=True)
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    filters = Filters(1.0, None, 5, None, 1.0, None, 0.0, None, 0)
+    call = Call(logits, None, filters, Randomness(1, None, 2, None, 0, None, True), 2)
+    checks = (
+        lambda: spoilt.check_sample(logits, seed=1),
+        lambda: spoilt.check_transforms(logits, 0.8, 5),
+        lambda: spoilt.check_call(call, replacement=True),
+    )
+    monkeypatch.setattr(gpu_target, "COMPILING", True)
+    for check in checks:
+        check()
+    monkeypatch.setattr(gpu_target, "COMPILING", False)
+    for check in checks:
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            check()
+
+
 def test_after_a_broken_context_the_rest_runs_in_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_gpu.py").write_text(BROKEN_GPU)
     path = tmp_path / "records"
@@ -674,10 +802,11 @@ def test_tests_that_did_not_all_run(
 ) -> None:
     recorder = Recorder(tmp_path / "records")
     recorder.add("test", name="one", outcome="passed", seconds=1.0, message="")
-    answers(monkeypatch, testing, ended)
+    ran = answers(monkeypatch, testing, ended)
     with pytest.raises(PartFailedError) as raised:
         testing.run(recorder, PartOptions(seconds=60))
     assert str(raised.value).startswith(message)
+    assert ran[0][2][testing.BACKENDS_VARIABLE] == "cuda", "the Triton kernels have a part of their own"
 
 
 def script_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str) -> None:
@@ -729,6 +858,9 @@ def test_what_a_sanitizer_says(ended: Ended, expected: str) -> None:
 def test_the_calls_under_the_sanitizers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "_LONG_VOCABULARY", 70_001)
     assert list(calls.mismatches("cpu", "auto")) == []
+    pytest.importorskip("triton")
+    # The CPU's kernels in place of Triton's, which tests/gpu/test_divisions.py and tests/test_triton.py run.
+    assert list(calls.triton_mismatches("cpu", "auto")) == []
     sample = fastsample.sample
 
     def spoilt(*arguments: Any, **keywords: Any) -> Tensor:
@@ -738,6 +870,10 @@ def test_the_calls_under_the_sanitizers(monkeypatch: pytest.MonkeyPatch) -> None
     found = list(calls.mismatches("cpu", "auto"))
     assert len(found) > 100
     assert "sample greedy, [3, 1], torch.float32: [1, 0, 1], expected [0, -1, 0]" in found
+    found = list(calls.triton_mismatches("cpu", "auto"))
+    works, vocabularies, dtypes = 6, 3, 2
+    assert len(found) == (works * vocabularies + works) * dtypes, "the longest rows twice: by several programs, and one"
+    assert sum("one program a row" in line for line in found) == works * dtypes
 
 
 # --- ncu
@@ -785,6 +921,11 @@ def test_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(tmp_path / "records")
     options = PartOptions(seconds=60)
     script_on_path(tmp_path / "bin", monkeypatch, "ncu", "")
+    monkeypatch.setattr(counting, "why_not", lambda *_: "not built")
+    counting.run(recorder, options)
+    assert "counters are of the CUDA kernels, and not built" in records.read(recorder.path)[0]["text"]
+    recorder.path.unlink()
+    monkeypatch.setattr(counting, "why_not", lambda *_: None)
     monkeypatch.setattr(counting, "POINTS", counting.POINTS[:2])
     ran = answers(monkeypatch, counting, Ended(1, 1.0, "==ERROR== unknown metric"), Ended(0, 20.0, NCU_WIDE))
     counting.run(recorder, options)
@@ -833,6 +974,26 @@ def test_the_grid_is_whole_and_the_goals_come_first() -> None:
         number for number, one in enumerate(todo) if about_a_goal(one.place) and one.place.dtype == "float32"
     )
     assert last_goal < 40
+
+
+def test_a_part_of_the_grid() -> None:
+    everything = grid.settings()
+    some = grid.settings(Axes(batches=(64, 1), dtypes=("float32",), works=("p0.9", "plain")))
+    places = {one.place for one in some}
+    assert len(places) == 4 * 2 * 3
+    assert [one.place for one in some] == [one.place for one in everything if one.place in places]
+    assert {one.works for one in some if not one.compiled} == {("p0.9", "plain")}
+    assert [one.works for one in some if one.compiled] == [("plain",)]
+    assert {one.place.batch for one in some if one.peers} == {64, 1}
+    beyond = grid.settings(Axes((1000, 128256), (5,), (), ("real",), ("k7",)))
+    assert [tuple(one.place) for one in beyond] == [
+        (1000, 5, "float32", "real"),
+        (1000, 5, "bfloat16", "real"),
+        (128256, 5, "float32", "real"),
+        (128256, 5, "bfloat16", "real"),
+    ]
+    assert [one.peers for one in beyond] == [True, False, True, False]
+    assert {one.works for one in beyond} == {("k7",)}
 
 
 def test_every_second_row_of_mixed_work_differs() -> None:
@@ -1002,7 +1163,7 @@ def test_a_rehearsal_of_the_benchmark(tmp_path: Path, small_grid: None) -> None:
     assert len(found.points) == 3
     for point in found.points:
         assert set(point.times) - {"torch"} == {OURS}
-        assert point.ratio_to_floor is None or point.ratio_to_floor > 0
+        assert point.ratio_to_floor() is None or point.ratio_to_floor() > 0
         for one in (*point.times.values(), *point.references.values()):
             assert 0 < one.p20 <= one.median <= one.p80
             assert one.how == "host"
@@ -1031,6 +1192,96 @@ def test_a_wrong_token_is_not_timed(tmp_path: Path, small_grid: None, monkeypatc
     }
 
 
+@pytest.fixture
+def triton_stands_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The reference in place of the Triton kernels. Returns the backends that were drawn with, in order."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(measuring, "ours", lambda options: {OURS: "auto", TRITON: "reference"})
+    drawn: list[str] = []
+    draw = contestants.FastsampleSession.draw
+
+    def noted(self: contestants.FastsampleSession) -> Tensor:
+        drawn.append(self.backend)
+        return draw(self)
+
+    monkeypatch.setattr(contestants.FastsampleSession, "draw", noted)
+    return drawn
+
+
+def test_triton_takes_its_turns(tmp_path: Path, small_grid: None, triton_stands_in: list[str]) -> None:
+    recorder = Recorder(tmp_path / "records")
+    measuring.run(recorder, replace(REHEARSAL, unusable_peers=tuple(measuring.PEERS)))
+    found = sample_results(*records.read(recorder.path))
+    assert [set(point.times) for point in found.points] == [{OURS, TRITON}] * 3
+    assert triton_stands_in[:4] == ["auto", "reference"] * 2, "both are checked before either is timed"
+    assert {"auto", "reference"} == set(triton_stands_in)
+    first = next(found.records("setting"))
+    assert set(first["divisions"]) == {"p0.9", "mixed"}
+    assert all(len(division) == len(first["divisions"]["p0.9"]) for division in first["divisions"].values())
+
+
+def test_a_wrong_token_of_triton_costs_the_others_nothing(
+    tmp_path: Path, small_grid: None, triton_stands_in: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = fastsample.sample
+
+    def spoilt(logits: Tensor, *, backend: str = "auto", **keywords: Any) -> Tensor:
+        return sample(logits, **keywords) + (backend == "reference")
+
+    monkeypatch.setattr(fastsample, "sample", spoilt)
+    recorder = Recorder(tmp_path / "records")
+    with pytest.raises(
+        PartFailedError, match=r"3 failures, the first: .*fastsample \(Triton\) \(p 0.9\): rows \[0, 1, 2\]"
+    ):
+        measuring.run(recorder, replace(REHEARSAL, unusable_peers=tuple(measuring.PEERS)))
+    found = sample_results(*records.read(recorder.path))
+    assert [set(point.times) for point in found.points] == [{OURS}] * 3
+
+
+def test_what_cannot_run_is_said(tmp_path: Path, small_grid: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: dict[str, str | None] = {"cuda": None, "triton": "triton is not installed"}
+    for module in (contestants, measuring):
+        monkeypatch.setattr(module, "why_not", lambda backend, rehearsal: reasons[backend])
+    recorder = Recorder(tmp_path / "records")
+    measuring.run(recorder, replace(REHEARSAL, unusable_peers=tuple(measuring.PEERS)))
+    found = sample_results(*records.read(recorder.path))
+    assert next(found.records("note"))["text"] == "fastsample (Triton) is not measured: triton is not installed"
+    assert [set(point.times) for point in found.points] == [{OURS}] * 3
+    reasons["cuda"] = "not built"
+    with pytest.raises(PartFailedError, match=r"none of fastsample's kernels can be measured here: .*not built"):
+        measuring.run(recorder, REHEARSAL)
+    # What was not asked for is not missing.
+    recorder.path.unlink()
+    reasons["cuda"] = None
+    measuring.run(recorder, replace(REHEARSAL, backends=("cuda",), unusable_peers=tuple(measuring.PEERS)))
+    assert not [record for record in records.read(recorder.path) if record["kind"] == "note"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "triton", "interpreted", "expected"),
+    [
+        (True, True, False, {OURS: "cuda", TRITON: "triton"}),
+        (False, True, False, {TRITON: "triton"}),
+        (True, False, False, {OURS: "cuda"}),
+        (True, True, True, {OURS: "cuda"}),
+    ],
+)
+def test_our_contestants(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, triton: bool, interpreted: bool, expected: dict[str, str]
+) -> None:
+    usable = {"cuda": cuda, "triton": triton}
+    status = {name: SimpleNamespace(usable=usable[name], detail=f"no {name}") for name in usable}
+    monkeypatch.setattr(fastsample, "backends", lambda: status)
+    monkeypatch.setattr(contestants.ops, "triton_is_interpreted", lambda: interpreted)
+    assert contestants.ours(PartOptions(1.0)) == expected
+    assert contestants.ours(PartOptions(1.0, backends=("triton",))).keys() == expected.keys() & {TRITON}
+    assert contestants.ours(REHEARSAL) == {OURS: "auto"}, "and never the interpreter"
+    if not triton:
+        assert contestants.why_not("triton", False) == "no triton"
+    if interpreted:
+        assert "for checking results, not for timing" in (contestants.why_not("triton", False) or "")
+
+
 def test_what_goes_wrong_costs_its_setting_only(
     tmp_path: Path, small_grid: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1051,9 +1302,8 @@ def test_what_goes_wrong_costs_its_setting_only(
 def test_a_benchmark_without_time_says_so(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "records")
     measuring.run(recorder, replace(REHEARSAL, seconds=1.0))
-    assert next(sample_results(*records.read(recorder.path)).records("note"))["text"] == (
-        "the time was up after 0 of 2 settings of the grid"
-    )
+    texts = [record["text"] for record in sample_results(*records.read(recorder.path)).records("note")]
+    assert "the time was up after 0 of 2 settings of the grid" in texts
 
 
 def test_a_peer_that_draws_nonsense_is_a_note(
@@ -1070,7 +1320,190 @@ def test_a_peer_that_draws_nonsense_is_a_note(
     measuring.run(recorder, REHEARSAL)
     found = sample_results(*records.read(recorder.path))
     assert all("nonsense" not in point.times for point in found.points)
-    assert "Nonsense, p 0.9, B 3: Nonsense (p 0.9) drew [-1, -1, -1]" in next(found.records("note"))["text"]
+    texts = " ".join(record["text"] for record in found.records("note"))
+    assert "Nonsense, p 0.9, B 3: Nonsense (p 0.9) drew [-1, -1, -1]" in texts
+
+
+# --- what Triton compiles ahead
+
+
+@pytest.mark.parametrize("processes", [1, 3, 16])
+def test_each_kernel_is_somebodys_share(processes: int) -> None:
+    launched = [("row_kernel", "a"), ("weigh_kernel", "a"), ("row_kernel", "a"), ("row_kernel", "b")]
+    launched += [("row_kernel", str(number)) for number in range(30)]
+    shares = [ahead.Share(number, processes) for number in range(processes)]
+    takers = [[share.takes(*kernel) for share in shares] for kernel in launched]
+    assert all(sum(who) == 1 for who in takers)
+    assert takers[0] == takers[2], "whoever has it keeps it"
+    assert sum(share.ours for share in shares) == 33
+    rows = [sum(mine for (name, _), mine in share.kernels.items() if name == "row_kernel") for share in shares]
+    assert max(rows) - min(rows) <= 1
+
+
+KERNELS = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_kernel(data, count, SIZE: tl.constexpr):
+    place = tl.arange(0, SIZE)
+    tl.store(data + place, tl.load(data + place, mask=place < count) + 1, mask=place < count)
+"""
+WITHOUT_A_GPU = """
+import json, sys
+import torch
+import fastsample
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from fastsample.benchmarks.gpu import ahead
+from some_kernels import add_kernel
+
+class Driver:
+    get_current_device = get_current_stream = lambda self, *_: 0
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+
+driver.set_active(Driver())
+run = type(add_kernel).run
+share = ahead.Share(int(sys.argv[1]), 2)
+with ahead.compiling(share):
+    for _ in range(2):
+        for size in (16, 32, 64):
+            add_kernel[(1,)](torch.empty(64), 5, SIZE=size, num_warps=1)
+assert type(add_kernel).run is run
+print(json.dumps([share.ours, len(share.kernels)]))
+"""
+
+
+def test_a_share_is_compiled_and_nothing_launched(tmp_path: Path) -> None:
+    """By Triton's compiler for sm_90; a launch would fail, since there is no GPU."""
+    pytest.importorskip("triton")
+    (tmp_path / "some_kernels.py").write_text(KERNELS)
+    variables = {"PYTHONPATH": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_INTERPRET": "0"}
+    told = []
+    for number in range(2):
+        command_line = [sys.executable, "-c", WITHOUT_A_GPU, str(number)]
+        ended = subprocesses.run(command_line, 200, variables, ROOT)
+        assert ended.code == 0, ended.output
+        told.append(json.loads(ended.output.strip().splitlines()[-1]))
+        assert len(list((tmp_path / "cache").rglob("add_kernel.cubin"))) == sum(ours for ours, _ in told)
+    assert told == [[2, 3], [1, 3]]
+
+
+def test_what_is_compiled_ahead_is_what_the_grid_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+
+    class Noted:
+        def __init__(self, job: Job, backend: str, device: torch.device) -> None:
+            self.told = (job.vocab, job.batch, str(job.dtype), job.work.key, backend)
+
+        def load(self, logits: Tensor) -> None:
+            assert tuple(logits.shape[::-1]) == self.told[:2]
+
+        def draw(self) -> None:
+            launched.append(self.told)
+
+    monkeypatch.setattr(compiled_ahead, "FastsampleSession", Noted)
+    monkeypatch.setattr(calls, "triton_mismatches", lambda device: iter([launched.append("the sanitizers'")]))
+    compiled_ahead.launch_all(REHEARSAL)
+    expected = {
+        (one.place.vocab, one.place.batch, f"torch.{one.place.dtype}", work, "triton")
+        for one in grid.rehearsal()
+        for work in one.works
+    }
+    assert len(launched) == len(expected) + 1
+    assert set(launched) == {*expected, "the sanitizers'"}
+
+
+def compiled(options: PartOptions, path: Path) -> list[dict[str, Any]]:
+    recorder = Recorder(path)
+    compiling.run(recorder, options)
+    return records.read(path)
+
+
+def test_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = PartOptions(seconds=60)
+    path = tmp_path / "records"
+    assert "a rehearsal has no GPU" in compiled(REHEARSAL, path)[-1]["text"]
+    monkeypatch.setattr(compiling, "why_not", lambda *_: "triton is not installed")
+    assert compiled(options, path)[-1]["text"] == "no Triton kernels were compiled: triton is not installed"
+    assert "not asked for" in compiled(replace(options, backends=("cuda",)), path)[-1]["text"]
+
+    monkeypatch.setattr(compiling, "why_not", lambda *_: None)
+    monkeypatch.setattr(compiling, "processes", lambda: 3)
+    shares = []
+    ends = [Ended(0, 9.0, ""), Ended(0, 12.0, ""), Ended(0, 8.0, "")]
+
+    def together(commands: Sequence[Any], seconds: float) -> list[Ended]:
+        for command_line, _ in commands:
+            assert command_line[command_line.index("--run-part") + 1] == "compiled_ahead"
+            shares.append(PartOptions.from_json(json.loads(command_line[-1])).share)
+            Recorder(path).add("compiled", kernels=16, of=48, by_function={}, seconds=1.0)
+        return ends
+
+    monkeypatch.setattr(compiling, "run_together", together)
+    assert compiled(options, path)[-1]["text"] == "3 processes made 48 Triton kernels ready in 12 s"
+    assert shares == [(0, 3), (1, 3), (2, 3)]
+    ends[1] = Ended(None, 57.0, "")
+    assert compiled(options, path)[-1]["text"].startswith("1 of 3 processes had not compiled their share")
+    ends[2] = Ended(1, 5.0, "CompilationError: at 3:4")
+    with pytest.raises(PartFailedError, match="ended with 1: CompilationError"):
+        compiled(options, path)
+
+
+def test_commands_run_together_and_none_is_left(tmp_path: Path) -> None:
+    started = time.monotonic()
+    wait = [sys.executable, "-c", "import time; time.sleep(600)"]
+    meet = f"""
+import os, time
+from pathlib import Path
+Path({str(tmp_path)!r}, os.environ["NAME"]).touch()
+while not (Path({str(tmp_path)!r}) / os.environ["OTHER"]).exists():
+    time.sleep(0.05)
+"""
+    pair = [
+        ([sys.executable, "-c", meet], {"NAME": "a", "OTHER": "b"}),
+        ([sys.executable, "-c", meet], {"NAME": "b", "OTHER": "a"}),
+    ]
+    assert [one.code for one in compiling.run_together(pair, 60)] == [0, 0]
+    assert [one.code for one in compiling.run_together([*pair, (wait, {})], 3)] == [0, 0, None]
+    with pytest.raises(FileNotFoundError):
+        compiling.run_together([(wait, {}), (["no such program"], {})], 60)
+    assert time.monotonic() - started < 30
+
+
+def test_tests_of_triton_compile_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path / "records")
+    options = PartOptions(seconds=100)
+    for told, reason in ((REHEARSAL, "a rehearsal"), (replace(options, backends=("cuda",)), "not asked for")):
+        testing_triton.run(recorder, told)
+        assert reason in records.read(recorder.path)[-1]["text"]
+    monkeypatch.setattr(testing_triton, "why_not", lambda *_: "no triton")
+    testing_triton.run(recorder, options)
+    assert records.read(recorder.path)[-1]["text"] == "no test ran on Triton: no triton"
+
+    monkeypatch.setattr(testing_triton, "why_not", lambda *_: None)
+    monkeypatch.setattr(testing_triton, "processes", lambda: 2)
+    ran: list[Any] = []
+
+    def together(commands: Sequence[Any], seconds: float) -> list[Ended]:
+        assert seconds == 60
+        ran.extend(environment for _, environment in commands)
+        return [Ended(1, 40.0, ""), Ended(None, 60.0, "")]
+
+    def tests(recorder: Recorder, options: PartOptions, backend: str, end: float) -> None:
+        ran.append(backend)
+        raise PartFailedError("1 of 9 tests failed")
+
+    monkeypatch.setattr(testing_triton, "run_together", together)
+    monkeypatch.setattr(testing_triton, "run_tests", tests)
+    with pytest.raises(PartFailedError, match="1 of 9"):
+        testing_triton.run(recorder, options)
+    assert [one[testing_triton.SHARE_VARIABLE] for one in ran[:2]] == ["0/2", "1/2"]
+    assert {one[testing.MODE_VARIABLE] for one in ran[:2]} == {"compile"}
+    assert {one[testing.BACKENDS_VARIABLE] for one in ran[:2]} == {"triton"}
+    assert ran[2] == "triton"
+    assert records.read(recorder.path)[-1]["text"].endswith("compiled for 60 s; 1 of 2 were stopped")
 
 
 # --- the floor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import re
 import shlex
 import signal
@@ -12,19 +13,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from . import parts, records, report
-from .options import ROOT, PartFailedError, PartOptions
+from . import ahead, parts, records, report
+from .contestants import OUR_BACKENDS, PEERS
+from .options import ROOT, Axes, PartFailedError, PartOptions
 from .parts import PartPlan
 from .results import COMMITTED, GpuResults, Part, load, refuse_unmeasured, save
-from .subprocesses import GRACE_OF_PARTS, Running, end_politely, tail
+from .subprocesses import GRACE_OF_PARTS, Running, end_politely, part_command, tail
 
-_SCRIPT = Path(__file__).with_name("from_source.py")
 _LEAST_SECONDS = 5.0
 _NO_GPU = 2
 
@@ -117,9 +117,17 @@ class _Command:
             self._save()
             return
         print(f"{plan.name}: up to {seconds:.0f} s", flush=True)
-        part_options = PartOptions(seconds, self.options.rehearse, self.options.commit, self._unusable_peers())
-        command = [sys.executable, str(_SCRIPT), "--run-part", plan.module, "--records", str(path)]
-        running = Running([*command, "--options", json.dumps(asdict(part_options))], folder=ROOT, grace=GRACE_OF_PARTS)
+        part_options = PartOptions(
+            seconds,
+            self.options.rehearse,
+            self.options.commit,
+            self._unusable_peers(),
+            tuple(self.options.backends),
+            Axes(**{axis: tuple(getattr(self.options, axis)) for axis in Axes._fields}),
+        )
+        command = part_command(plan.module, path, part_options)
+        cache = {ahead.CACHE_VARIABLE: os.environ.get(ahead.CACHE_VARIABLE, str(ahead.CACHE))}
+        running = Running(command, cache, folder=ROOT, grace=GRACE_OF_PARTS)
         try:
             ended = running.wait(seconds)
         except BaseException:
@@ -140,7 +148,8 @@ class _Command:
 
     def _unusable_peers(self) -> tuple[str, ...]:
         missing = {record["key"]: record["missing"] for record in self.results.records("peer")}
-        return tuple(key for key, reason in missing.items() if reason is not None)
+        unusable = {key for key, reason in missing.items() if reason is not None}
+        return tuple(sorted(unusable | (PEERS.keys() - self.options.peers)))
 
     def _save(self) -> None:
         if self.base is not None:
@@ -182,12 +191,10 @@ def _show(options: argparse.Namespace) -> int:
 def _run_part(module: str, path: Path, options: str) -> int:
     """What a part's own process does."""
     end_politely()
-    content = json.loads(options)
-    content["unusable_peers"] = tuple(content["unusable_peers"])
     part = importlib.import_module(f".{module}", __package__)
     recorder = records.Recorder(path)
     try:
-        part.run(recorder, PartOptions(**content))
+        part.run(recorder, PartOptions.from_json(json.loads(options)))
     except PartFailedError as error:
         recorder.add("failure", text=str(error))
         return 1
@@ -216,6 +223,19 @@ def _parser(plans: Sequence[PartPlan]) -> argparse.ArgumentParser:
         metavar="BASE",
         help="write BASE.json, BASE.md, BASE-time.png and BASE-peers.png (benchmarks/results/gpu-NAME)",
     )
+    backends = list(OUR_BACKENDS.values())
+    parser.add_argument("--backends", nargs="+", choices=backends, default=backends, help="of fastsample, to measure")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="to compare with")
+    for axis, kind, text in (
+        ("vocabs", int, "tokens in a row"),
+        ("batches", int, "rows in a batch"),
+        ("dtypes", str, "of the logits"),
+        ("rows", str, "kinds of rows"),
+        ("works", str, "keys of work"),
+    ):
+        parser.add_argument(
+            f"--{axis}", type=kind, nargs="+", default=(), help=f"{text}: what of the benchmark's grid to measure (all)"
+        )
     parser.add_argument("--commit", default="", help="of the sources, where they are a copy without git")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, in small: nothing is measured")
     parser.add_argument(

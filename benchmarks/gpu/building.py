@@ -28,6 +28,8 @@ def run(recorder: Recorder, options: PartOptions) -> None:
     recorder.add("environment", facts={f"backend {name}": asked.output.strip()[-200:]})
     if asked.code != 0 or not asked.output.startswith("True"):
         raise PartFailedError(f"the backend {name} is not usable after the build: {tail(asked.output)[-800:]}")
-    doctor = "from fastsample import doctor; print(doctor.render(doctor.examine()))"
+    # The Triton kernels lie beside the package in a checkout that is not installed.
+    beside = f"import fastsample; fastsample.__path__.append({str(ROOT)!r})"
+    doctor = f"{beside}; from fastsample import doctor; print(doctor.render(doctor.examine()))"
     examined = run_command([sys.executable, "-c", doctor], 60, with_python_path(ROOT))
     recorder.add("doctor", code=examined.code, output=tail(examined.output))

@@ -17,6 +17,10 @@ _VOCABULARIES = (1, 33, 1003, 4099, 40009)
 # Longer than a cluster holds, so that it is read again. Few calls: a tool that follows every access takes its time.
 _LONG_VOCABULARY = 2**20 + 3
 _LONG_WORKS = ("t0.8-k50-p0.9", "p0.9")
+# Of the Triton kernels fewer, since each dtype and size class of the vocabulary is compiled anew: rows that a program
+# holds, and rows that it reads again.
+_TRITON_VOCABULARIES = (33, 1003, 40009)
+_TRITON_WORKS = ("greedy", "plain", "t0.8-k50-p0.9", "p0.9", "k1000", "mixed")
 
 
 def mismatches(device: str, backend: str) -> Iterator[str]:
@@ -48,6 +52,33 @@ def mismatches(device: str, backend: str) -> Iterator[str]:
             yield name
     tokens = torch.arange(3) * 100
     fastsample.log_probs(_placed(logits[:, :5003], device), tokens.to(device), 0.8, 50, backend=backend)
+
+
+def triton_mismatches(device: str, backend: str = "triton") -> Iterator[str]:
+    """The same of the Triton kernels, in fewer calls: rows read by one program and by several."""
+    from fastsample.triton_kernels import policy
+
+    generator = torch.Generator().manual_seed(12)
+    for vocab in _TRITON_VOCABULARIES:
+        logits = torch.randn(3, vocab, generator=generator) * 3
+        logits[1, vocab // 2] = float("nan")
+        for dtype in (torch.float32, torch.bfloat16):
+            typed = logits.to(dtype)
+            for key in _TRITON_WORKS:
+                parameters = Work.parse(key).parameters(3)
+                name = f"Triton, sample {key}"
+                yield from _differing(name, typed, device, backend, parameters)
+                alone = policy.choose(vocab, 3, typed.element_size(), vocab, torch.device(device))._replace(parts=1)
+                if not alone.resident:
+                    with policy.forced(alone):
+                        yield from _differing(f"{name}, one program a row", typed, device, backend, parameters)
+    rows = torch.randn(3, 40009, generator=generator)
+    for function in ("filter_logits", "filtered_probs"):
+        found = getattr(fastsample, function)(_placed(rows, device), 0.8, 300, 0.9, backend=backend)
+        if not torch.equal(found.cpu(), getattr(fastsample, function)(rows, 0.8, 300, 0.9)):
+            yield f"Triton, {function}"
+    tokens = torch.arange(3, device=device) * 100
+    fastsample.log_probs(_placed(rows, device), tokens, 0.8, 50, backend=backend)
 
 
 def _differing(name: str, logits: Tensor, device: str, backend: str, parameters: dict[str, Any]) -> Iterator[str]:

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 import fastsample
+from fastsample import ops
 from fastsample.benchmarks.peers.base import Job, Peer
 from fastsample.benchmarks.peers.hugging_face import HuggingFace
 from fastsample.benchmarks.peers.torch_by_hand import TorchByHand
 
 from .flashinfer import CakeSampling, FlashInferFromLogits, FlashInferFromProbs
+from .options import PartOptions
+from .results import OURS, TRITON
 from .torch_compiled import TorchCompiled
 from .vllm_triton import VllmTriton
 
@@ -29,6 +32,34 @@ PEERS: dict[str, Peer] = {
         VllmTriton(),
     )
 }
+
+
+# fastsample's contestants and what `backend=` is for them.
+OUR_BACKENDS = {OURS: "cuda", TRITON: "triton"}
+
+
+def why_not(backend: str, rehearsal: bool) -> str | None:
+    """Why one of fastsample's backends cannot be measured here, or None.
+
+    In a rehearsal the CPU's kernels stand in for the CUDA kernels. Nothing stands in for Triton's: the interpreter
+    takes hours over what they do in seconds, and what it takes says nothing.
+    """
+    if rehearsal:
+        return None if backend == "cuda" else "a rehearsal has no GPU to compile for"
+    if backend == "triton" and ops.triton_is_interpreted():
+        return "TRITON_INTERPRET is set, and Triton's interpreter is for checking results, not for timing"
+    status = fastsample.backends()[backend]
+    return None if status.usable else status.detail
+
+
+def ours(options: PartOptions) -> dict[str, str]:
+    """fastsample's contestants that can run here, by key, with what their `backend=` is."""
+    stands_in = {"cuda": "auto"} if options.rehearsal else {}
+    return {
+        who: stands_in.get(backend, backend)
+        for who, backend in OUR_BACKENDS.items()
+        if backend in options.backends and why_not(backend, options.rehearsal) is None
+    }
 
 
 class FastsampleSession:

@@ -1,4 +1,4 @@
-"""Part: ncu's counters of six points: bytes from memory, cache, issue slots, stall reasons, occupancy."""
+"""Part: ncu's counters of six points of the CUDA kernels: bytes, cache, issue slots, stall reasons, occupancy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from .contestants import why_not
 from .counted_calls import POINTS
 from .options import ROOT, PartFailedError, PartOptions
 from .records import Recorder
@@ -51,6 +52,10 @@ KEPT = {
 
 def run(recorder: Recorder, options: PartOptions) -> None:
     """Count every point. Raises PartFailedError if ncu gives no counters."""
+    reason = why_not("cuda", options.rehearsal) if "cuda" in options.backends else "they were not asked for"
+    if reason is not None:
+        recorder.add("note", text=f"nothing was counted: counters are of the CUDA kernels, and {reason}")
+        return
     ncu = shutil.which("ncu")
     if ncu is None:
         raise PartFailedError("ncu is not on PATH")

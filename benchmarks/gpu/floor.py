@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .options import BUILD
+
 SOURCE = Path(__file__).with_name("floor.cu")
-_FOLDER = Path(__file__).resolve().parents[2] / "build" / "gpu"
+_FOLDER = BUILD / "gpu"
 
 
 class FloorError(Exception):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .grid import GOAL_VOCABULARY
-from .results import GpuResults, Place, Point
+from .results import OURS, GpuResults, Place, Point
 
 _FUSED = ("t0.8-k50-p0.9", "greedy", "mixed")
 _FUSED_VOCABULARIES = (GOAL_VOCABULARY, 262144)
@@ -43,15 +43,21 @@ class Verdict(NamedTuple):
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
-def verdicts(results: GpuResults) -> list[Verdict]:
-    """Every goal at every point of the run that it is about."""
+def verdicts(results: GpuResults, who: str = OURS) -> list[Verdict]:
+    """Every goal at every point of the run that it is about.
+
+    Args:
+        results: of a run.
+        who: which of fastsample's contestants to hold against them. They are the CUDA kernels' goals: of any other the
+            values are of interest, and not whether they are met. Counters there are of the CUDA kernels alone.
+    """
     points = {(point.place, point.work): point for point in results.points}
     found: list[Verdict] = []
     for point in points.values():
-        found += _against_the_floor(point)
-        found += _against_peers(point)
-        found += _of_16_bits(point, points)
-    return found + list(_of_bytes(results))
+        found += _against_the_floor(point, who)
+        found += _against_peers(point, who)
+        found += _of_16_bits(point, points, who)
+    return found + (list(_of_bytes(results)) if who == OURS else [])
 
 
 def where(place: Place, work: str) -> str:
@@ -59,11 +65,11 @@ def where(place: Place, work: str) -> str:
     return f"{work}, V {place.vocab}, B {place.batch}, {place.dtype}, {place.rows}"
 
 
-def _against_the_floor(point: Point) -> Iterator[Verdict]:
-    place, ratio = point.place, point.ratio_to_floor
+def _against_the_floor(point: Point, who: str) -> Iterator[Verdict]:
+    place, ratio, median = point.place, point.ratio_to_floor(who), point.median(who)
     label = where(place, point.work)
-    if place.batch == 1 and place.vocab == GOAL_VOCABULARY and point.ours is not None:
-        yield Verdict("any work at B = 1", label, point.ours, 8.0, "us")
+    if place.batch == 1 and place.vocab == GOAL_VOCABULARY and median is not None:
+        yield Verdict("any work at B = 1", label, median, 8.0, "us")
     if ratio is None or place.dtype != "float32" or place.batch < _LEAST_BATCH:
         return
     if point.work in _FUSED and place.vocab in _FUSED_VOCABULARIES:
@@ -78,7 +84,7 @@ def _against_the_floor(point: Point) -> Iterator[Verdict]:
         yield Verdict("p .9 alone, N(0,1): of the floor", label, ratio, 4.0, "x")
 
 
-def _against_peers(point: Point) -> Iterator[Verdict]:
+def _against_peers(point: Point, who: str) -> Iterator[Verdict]:
     place = point.place
     if place.vocab != GOAL_VOCABULARY or place.dtype != "float32" or place.batch < _LEAST_BATCH:
         return
@@ -87,7 +93,7 @@ def _against_peers(point: Point) -> Iterator[Verdict]:
     label = where(place, point.work)
 
     def against(name: str, keys: tuple[str, ...], least: float) -> Iterator[Verdict]:
-        speedups = [speedup for key in keys if (speedup := point.speedup(key)) is not None]
+        speedups = [speedup for key in keys if (speedup := point.speedup(key, who)) is not None]
         if speedups:
             yield Verdict(f"times as fast as {name}", label, min(speedups), least, "x", at_least=True)
 
@@ -98,13 +104,14 @@ def _against_peers(point: Point) -> Iterator[Verdict]:
     yield from against("torch and Hugging Face", ("torch", "hugging-face"), 50.0)
 
 
-def _of_16_bits(point: Point, points: dict[tuple[Place, str], Point]) -> Iterator[Verdict]:
+def _of_16_bits(point: Point, points: dict[tuple[Place, str], Point], who: str) -> Iterator[Verdict]:
     place = point.place
     if place.dtype != "bfloat16" or place.vocab != GOAL_VOCABULARY or place.batch < _LEAST_BATCH:
         return
     wide = points.get((place._replace(dtype="float32"), point.work))
-    if point.work in _WITH_TOP_K and point.ours is not None and wide is not None and wide.ours is not None:
-        ratio = point.ours / wide.ours
+    narrow_time, wide_time = point.median(who), wide.median(who) if wide is not None else None
+    if point.work in _WITH_TOP_K and narrow_time is not None and wide_time is not None:
+        ratio = narrow_time / wide_time
         yield Verdict("bf16 with top_k: of float32", where(place, point.work), ratio, 0.5 * _SLACK_16_BIT, "x")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .options import Axes
 from .results import Place
 
 VOCABULARIES = (128256, 262144, 151936, 32000)
@@ -13,6 +14,7 @@ ROWS = ("real", "normal-1", "normal-3")
 WORKS = ("t0.8-k50-p0.9", "p0.9", "k50", "k1000", "m0.05", "plain", "greedy", "mixed")
 GOAL_VOCABULARY = 128256
 _PEER_BATCHES = (64, 512, 1)
+EVERYTHING = Axes()
 _COMPILED_WORKS = ("t0.8-k50-p0.9", "plain")
 
 
@@ -32,8 +34,33 @@ class Setting(NamedTuple):
     compiled: bool = False
 
 
-def settings() -> list[Setting]:
-    """Every setting, in the order of measuring."""
+def settings(axes: Axes = EVERYTHING) -> list[Setting]:
+    """Every setting, in the order of measuring.
+
+    Args:
+        axes: what of the grid to measure, or beyond it. At sizes that the grid does not have the peers run as well.
+    """
+    works = axes.works or WORKS
+    vocabs, batches = axes.vocabs or VOCABULARIES, axes.batches or BATCHES
+    dtypes, rows = axes.dtypes or DTYPES, axes.rows or ROWS
+    crossed = [
+        Setting(Place(vocab, batch, dtype, kind), works, dtype == "float32")
+        for vocab in vocabs
+        for dtype in dtypes
+        for kind in rows
+        for batch in batches
+    ]
+    wanted = {setting.place for setting in crossed}
+    whole = [
+        setting._replace(works=tuple(work for work in works if work in setting.works) if setting.compiled else works)
+        for setting in _whole()
+        if setting.place in wanted
+    ]
+    known = {setting.place for setting in whole}
+    return [setting for setting in whole if setting.works] + [one for one in crossed if one.place not in known]
+
+
+def _whole() -> list[Setting]:
     goals = [
         Setting(Place(GOAL_VOCABULARY, batch, "float32", rows), WORKS, batch in _PEER_BATCHES and rows != "normal-3")
         for batch in BATCHES[:3]

@@ -15,18 +15,17 @@ from fastsample.benchmarks.ours import OneRead
 from fastsample.benchmarks.peers.base import Job, NotServedError, Peer, Session, Work
 
 from . import grid
-from .contestants import COMPILED, PEERS, FastsampleSession, SoftmaxSession
+from .contestants import COMPILED, OUR_BACKENDS, PEERS, FastsampleSession, SoftmaxSession, ours, why_not
 from .floor import READ_SHAPES, Floor, FloorError, LaunchSession, ReadSession, build
 from .grid import Setting
 from .inputs import Inputs
 from .options import PartFailedError, PartOptions
 from .records import Recorder
-from .results import FLOOR, LAUNCH, OURS, SOFTMAX, Place
+from .results import FLOOR, LAUNCH, OUR_LABELS, OURS, SOFTMAX, TRITON, Place
 from .timing import CudaTimer, GpuTimes, HostTimer, Timer, Turn, measure
 
 _CHECKED_ROWS = 32  # against the native CPU kernels, which take a tenth of a millisecond a row
 _CHECKED_PEER_ROWS = 4
-_SEED = 3
 _SECONDS = 0.04  # each contestant in each setting
 _PEER_SECONDS = 0.12
 _QUICK_SECONDS = 0.01
@@ -48,10 +47,14 @@ class _Timed(NamedTuple):
 
 
 def run(recorder: Recorder, options: PartOptions) -> None:
-    """Measure settings until the time is up. Raises PartFailedError if fastsample drew a wrong token anywhere."""
+    """Measure settings until the time is up.
+
+    Raises:
+        PartFailedError: fastsample drew a wrong token somewhere, or none of its kernels can run here.
+    """
     end = time.monotonic() + options.seconds - 5
     runner = _Runner(recorder, options, end)
-    todo = grid.rehearsal() if options.rehearsal else grid.settings()
+    todo = grid.rehearsal() if options.rehearsal else grid.settings(options.axes)
     for done, setting in enumerate(todo):
         if time.monotonic() >= end:
             recorder.add("note", text=f"the time was up after {done} of {len(todo)} settings of the grid")
@@ -79,6 +82,16 @@ class _Runner:
             except FloorError as error:
                 recorder.add("note", text=str(error))
         self.inputs = Inputs(self.device, cache)
+        self.ours = ours(options)
+        missing = {
+            OUR_LABELS[who]: why_not(backend, options.rehearsal)
+            for who, backend in OUR_BACKENDS.items()
+            if backend in options.backends and who not in self.ours
+        }
+        for label, reason in missing.items():
+            recorder.add("note", text=f"{label} is not measured: {reason}")
+        if not self.ours:
+            raise PartFailedError(f"none of fastsample's kernels can be measured here: {missing}")
         self.peers = {key: peer for key, peer in PEERS.items() if key not in options.unusable_peers}
         self.failures: list[str] = []
 
@@ -106,14 +119,15 @@ class _Runner:
             _Timed(key, _REFERENCE): turn for key, turn in self._references(place, batches).items()
         }
         for key, job in jobs.items():
-            try:
-                self._check_ours(batches[0], job.work)
-            except WrongTokensError as error:
-                self.failures.append(f"{place}: {error}")
-                self.recorder.add("wrong", text=f"{place}: {error}")
-                continue
-            ours = FastsampleSession(job, self.options.backend, self.device)
-            turns[_Timed(OURS, key)] = self.timer.prepare(ours, batches, _MOST_INPUTS)
+            for who, backend in self.ours.items():
+                session = FastsampleSession(job, backend, self.device)
+                try:
+                    check_ours(session, OUR_LABELS[who], batches[0], job.work)
+                except WrongTokensError as error:
+                    self.failures.append(f"{place}: {error}")
+                    self.recorder.add("wrong", text=f"{place}: {error}")
+                    continue
+                turns[_Timed(who, key)] = self.timer.prepare(session, batches, _MOST_INPUTS)
         times = measure(turns, _SECONDS)
         # Peers one kind of work after the other: what their graphs keep of the memory is too much for all of them.
         for key, job in jobs.items():
@@ -123,7 +137,7 @@ class _Runner:
                 if (turn := self._peer_turn(peer, job, batches)) is not None
             }
             times |= measure(theirs, _PEER_SECONDS)
-        self._record(place, self._shape(batches[0]), setting.works, times)
+        self._record(place, self._shape(batches[0]), self._divisions(batches, jobs), setting.works, times)
 
     def _references(self, place: Place, batches: Sequence[Tensor]) -> dict[str, Turn]:
         job = Job(Work(), place.batch, place.vocab, 1, batches[0].dtype, False)
@@ -139,23 +153,6 @@ class _Runner:
             turns[FLOOR] = shapes[min(quick, key=lambda shape: quick[shape].median)]
             turns[LAUNCH] = self.timer.prepare(LaunchSession(self.floor), batches, _MOST_INPUTS)
         return turns
-
-    def _check_ours(self, logits: Tensor, work: Work) -> None:
-        parameters: dict[str, Any] = {
-            name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in work.parameters(len(logits)).items()
-        }
-        tokens = fastsample.sample(logits, seed=_SEED, backend=self.options.backend, **parameters).cpu()
-        first = logits[:_CHECKED_ROWS].cpu()
-        expected = fastsample.sample(first, seed=_SEED, **work.parameters(len(first)))
-        if not torch.equal(tokens[: len(first)], expected):
-            differ = (tokens[: len(first)] != expected).nonzero().flatten().tolist()
-            raise WrongTokensError(
-                f"fastsample ({work.label}): rows {differ[:5]} differ from the CPU's; the first drew "
-                f"{int(tokens[differ[0]])}, not {int(expected[differ[0]])}"
-            )
-        if not bool(((tokens >= 0) & (tokens < logits.shape[1])).all()):
-            raise WrongTokensError(f"fastsample ({work.label}) drew tokens outside the vocabulary")
 
     def _peers_of(self, setting: Setting) -> list[Peer]:
         if setting.compiled:
@@ -176,7 +173,12 @@ class _Runner:
             return None
 
     def _record(
-        self, place: Place, shape: dict[str, int] | None, works: Sequence[str], times: dict[_Timed, GpuTimes]
+        self,
+        place: Place,
+        shape: dict[str, int] | None,
+        divisions: dict[str, list[int]],
+        works: Sequence[str],
+        times: dict[_Timed, GpuTimes],
     ) -> None:
         def of(work: str) -> dict[str, dict[str, Any]]:
             return {timed.who: one._asdict() for timed, one in times.items() if timed.work == work}
@@ -185,13 +187,51 @@ class _Runner:
             "setting",
             **place._asdict(),
             shape=shape,
+            divisions=divisions,
             references=of(_REFERENCE),
             works={work: of(work) for work in works},
         )
 
     def _shape(self, logits: Tensor) -> dict[str, int] | None:
-        """How the kernels divide a row here, for tuning their launch table."""
-        if self.device.type != "cuda" or not hasattr(torch.ops.fastsample, "cuda_shape"):
+        """How the CUDA kernels divide a row here, for tuning their launch table."""
+        if self.device.type != "cuda" or OURS not in self.ours:
             return None
         blocks, threads, cluster, resident = torch.ops.fastsample.cuda_shape(logits, len(logits))
         return {"blocks": blocks, "threads": threads, "cluster": cluster, "resident": resident}
+
+    def _divisions(self, batches: Sequence[Tensor], jobs: dict[str, Job]) -> dict[str, list[int]]:
+        """How the Triton kernels divide each kind of work here."""
+        if TRITON not in self.ours:
+            return {}
+        from fastsample.triton_kernels import policy
+
+        first = batches[0]
+        found = {}
+        for key, job in jobs.items():
+            largest_k = job.vocab if job.work.per_row else min(job.work.top_k, job.vocab)
+            division = policy.choose(job.vocab, job.batch, first.element_size(), largest_k, first.device)
+            found[key] = [int(field) for field in division]
+        return found
+
+
+def check_ours(session: FastsampleSession, label: str, logits: Tensor, work: Work) -> None:
+    """Compare what a session draws with the CPU's, by `==`: its first rows, and of the rest that they are tokens.
+
+    Raises:
+        WrongTokensError: they differ, or there is a token that is none.
+    """
+    session.load(logits)
+    tokens = session.draw().cpu()
+    first = logits[:_CHECKED_ROWS].cpu()
+    rows = len(first)
+    expected = fastsample.sample(
+        first, seed=session.seed[:rows].cpu(), offset=session.offset[:rows].cpu(), **work.parameters(rows)
+    )
+    if not torch.equal(tokens[:rows], expected):
+        differ = (tokens[:rows] != expected).nonzero().flatten().tolist()
+        raise WrongTokensError(
+            f"{label} ({work.label}): rows {differ[:5]} differ from the CPU's; the first drew "
+            f"{int(tokens[differ[0]])}, not {int(expected[differ[0]])}"
+        )
+    if not bool(((tokens >= 0) & (tokens < logits.shape[1])).all()):
+        raise WrongTokensError(f"{label} ({work.label}) drew tokens outside the vocabulary")

@@ -29,10 +29,13 @@ PARTS = (
     PartPlan("environment", "environment", 45, 10),
     PartPlan("build", "building", 150, 60),
     PartPlan("tests", "testing", 190, 60),
+    # Nearly all of it is compiling, which stays for the next call where it was stopped.
+    PartPlan("triton", "testing_triton", 220, 60),
+    PartPlan("compile", "compiling", 90, 25),
     PartPlan("wheel", "wheel", 40, 0),
     PartPlan("sanitizers", "sanitizing", 90, 30),
     PartPlan("peers", "readying", 60, 5),
-    PartPlan("benchmark", "measuring", 330, 120),
+    PartPlan("benchmark", "measuring", 400, 120),
     PartPlan("counters", "counting", 60, 30),
 )
 

@@ -13,9 +13,10 @@ from fastsample.benchmarks.peers.base import Work
 from fastsample.benchmarks.report import ratio
 
 from . import grid
-from .results import FLOOR, LAUNCH, OURS, GpuResults, Point
+from .results import FLOOR, LAUNCH, OUR_LABELS, OURS, TRITON, GpuResults, Point
 
 _COLUMNS = 4
+_STYLES = {OURS: ("o-", ""), TRITON: ("s--", ", Triton")}
 
 
 def save(results: GpuResults, base: Path) -> list[Path]:
@@ -43,7 +44,7 @@ def _title(results: GpuResults) -> str:
 
 
 def _time_over_batch(points: list[Point], results: GpuResults) -> Figure | None:
-    chosen = _largest_slice([point for point in points if point.ours is not None])
+    chosen = _largest_slice([point for point in points if point.first_of_ours])
     if not chosen:
         return None
     works = [work for work in grid.WORKS if any(point.work == work for point in chosen)]
@@ -60,13 +61,18 @@ def _time_over_batch(points: list[Point], results: GpuResults) -> Figure | None:
 
 def _panel(axes: Axes, points: list[Point]) -> None:
     place = points[0].place
-    for kind in grid.ROWS:
-        line = sorted((point for point in points if point.place.rows == kind), key=lambda point: point.place.batch)
-        if line:
-            times = [point.times[OURS] for point in line]
-            batches = [point.place.batch for point in line]
-            axes.plot(batches, [one.median for one in times], "o-", markersize=3, label=rows.label(kind))
-            axes.fill_between(batches, [one.p20 for one in times], [one.p80 for one in times], alpha=0.2)
+    for number, kind in enumerate(dict.fromkeys((*grid.ROWS, *(point.place.rows for point in points)))):
+        for who, (style, suffix) in _STYLES.items():
+            chosen = [point for point in points if point.place.rows == kind and who in point.times]
+            line = sorted(chosen, key=lambda point: point.place.batch)
+            if line:
+                times = [point.times[who] for point in line]
+                batches = [point.place.batch for point in line]
+                color = f"C{number}"
+                label = rows.label(kind) + suffix
+                axes.plot(batches, [one.median for one in times], style, markersize=3, label=label, color=color)
+                spread = [one.p20 for one in times], [one.p80 for one in times]
+                axes.fill_between(batches, *spread, alpha=0.2, color=color)
     for key, style, label in ((FLOOR, "k:", "floor: one read"), (LAUNCH, "k--", "empty launch")):
         line = sorted((point for point in points if key in point.references), key=lambda point: point.place.batch)
         found = {point.place.batch: point.references[key].median for point in line}
@@ -87,26 +93,27 @@ def _panel(axes: Axes, points: list[Point]) -> None:
 
 
 def _ratio_to_peers(points: list[Point], results: GpuResults) -> Figure | None:
-    measured = [point for point in points if point.ours is not None and set(point.times) - {OURS}]
+    measured = [point for point in points if point.first_of_ours and set(point.times) - set(OUR_LABELS)]
     chosen = _largest_slice(measured)
     if not chosen:
         return None
     # One kind of rows: the peers that sort do not care, and the picture must be readable.
-    kind = min((point.place.rows for point in chosen), key=grid.ROWS.index)
+    kind = min((point.place.rows for point in chosen), key=lambda kind: (*grid.ROWS, kind).index(kind))
     chosen = [point for point in chosen if point.place.rows == kind]
     batches = sorted({point.place.batch for point in chosen})
-    keys = list(dict.fromkeys(key for point in chosen for key in point.times if key != OURS))
+    ours = next(who for who in OUR_LABELS if any(who in point.times for point in chosen))
+    keys = list(dict.fromkeys(key for point in chosen for key in point.times if key != ours))
     figure = Figure(figsize=(6.5 * len(batches), 6), layout="constrained")
     for axes, batch in zip(figure.subplots(1, len(batches), squeeze=False).flat, batches, strict=True):
-        _bars(axes, [point for point in chosen if point.place.batch == batch], keys, results.labels)
+        _bars(axes, [point for point in chosen if point.place.batch == batch], ours, keys, results.labels)
     return figure
 
 
-def _bars(axes: Axes, points: list[Point], keys: list[str], labels: dict[str, str]) -> None:
+def _bars(axes: Axes, points: list[Point], ours: str, keys: list[str], labels: dict[str, str]) -> None:
     place = points[0].place
     height = 0.8 / len(keys)
     for number, key in enumerate(keys):
-        line = [(row, point.speedup(key)) for row, point in enumerate(points) if key in point.times]
+        line = [(row, point.speedup(key, ours)) for row, point in enumerate(points) if key in point.times]
         found = [(row, speedup) for row, speedup in line if speedup is not None]
         bars = axes.barh(
             [row + number * height for row, _ in found],
@@ -122,7 +129,7 @@ def _bars(axes: Axes, points: list[Point], keys: list[str], labels: dict[str, st
     axes.invert_yaxis()
     axes.set(
         xscale="log",
-        xlabel="times as long as fastsample",
+        xlabel=f"times as long as {labels[ours]}",
         title=f"B {place.batch}, V {place.vocab}, {place.dtype}, {rows.label(place.rows)}",
     )
     axes.margins(x=0.15)

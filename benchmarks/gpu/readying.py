@@ -19,6 +19,9 @@ _BATCH, _VOCABULARY = 2, 128256
 def run(recorder: Recorder, options: PartOptions) -> None:
     """Record of each peer its version, and why it is not measured, if it is not."""
     for peer in PEERS.values():
+        if peer.key in options.unusable_peers:
+            _record(recorder, peer, "it was not asked for")
+            continue
         reason = peer.missing()
         # Recorded before the call as well, in case compiling takes longer than this part may.
         _record(recorder, peer, reason or "its first call did not end in time")

@@ -11,7 +11,7 @@ from fastsample.benchmarks.report import ratio
 
 from . import goals, grid
 from .goals import Verdict
-from .results import FLOOR, LAUNCH, OURS, SOFTMAX, GpuResults, Place, Point
+from .results import FLOOR, LAUNCH, OUR_LABELS, SOFTMAX, TRITON, GpuResults, Place, Point
 
 _MOST_LINES = 40
 _WARNINGS = {
@@ -28,6 +28,8 @@ def brief(results: GpuResults) -> str:
         lines.append(f"{name}: {part.status}, {part.seconds:.0f} s" + _one_line(part.message, ". "))
     found = goals.verdicts(results)
     lines += [f"{goal}: {met} of {count} met; worst {worst}" for goal, met, count, worst in _by_goal(found)]
+    triton = _by_goal(goals.verdicts(results, TRITON))
+    lines += [f"{goal}, the Triton kernels (no goal of theirs): worst {worst}" for goal, _, _, worst in triton]
     return "\n".join(lines)
 
 
@@ -70,11 +72,16 @@ def _parts(results: GpuResults) -> Iterator[str]:
 def _goals(results: GpuResults) -> Iterator[str]:
     found = goals.verdicts(results)
     yield from _section("Goals")
-    if not found:
+    triton = {goal: worst for goal, _, _, worst in _by_goal(goals.verdicts(results, TRITON))}
+    if not found and not triton:
         yield "Nothing that the goals are about was measured."
         return
-    cells = [(goal, f"{met} of {count}", worst) for goal, met, count, worst in _by_goal(found)]
-    yield from _table(("goal", "met", "worst"), cells)
+    yield "They are goals of the CUDA kernels. What the Triton kernels reach at the same points stands beside."
+    yield ""
+    cuda = {goal: (f"{met} of {count}", worst) for goal, met, count, worst in _by_goal(found)}
+    all_goals = dict.fromkeys((*cuda, *triton))
+    cells = [(goal, *cuda.get(goal, ("not measured", "-")), triton.get(goal, "-")) for goal in all_goals]
+    yield from _table(("goal", "met", "worst", "Triton's worst"), cells)
     missed = [one for one in found if not one.met]
     if missed:
         yield ""
@@ -97,39 +104,49 @@ def _times(results: GpuResults) -> Iterator[str]:
 
 def _grid_table(here: list[Point]) -> Iterator[str]:
     batches = sorted({point.place.batch for point in here})
-    by_batch: dict[tuple[str, str], dict[int, str]] = {}
+    by_batch: dict[tuple[str, str, str], dict[int, str]] = {}
     for point in here:
-        if point.ours is not None:
-            text = f"{point.ours:.1f}" + ("" if point.ratio_to_floor is None else f" ({ratio(point.ratio_to_floor)})")
-            by_batch.setdefault((point.work, point.place.rows), {})[point.place.batch] = text
+        for who in OUR_LABELS:
+            if (median := point.median(who)) is not None:
+                of_floor = point.ratio_to_floor(who)
+                text = f"{median:.1f}" + ("" if of_floor is None else f" ({ratio(of_floor)})")
+                by_batch.setdefault((point.work, point.place.rows, who), {})[point.place.batch] = text
     for key, label in _REFERENCES.items():
         for point in here:
             if key in point.references:
-                by_batch.setdefault((label, ""), {})[point.place.batch] = f"{point.references[key].median:.1f}"
+                by_batch.setdefault((label, "", ""), {})[point.place.batch] = f"{point.references[key].median:.1f}"
     cells = [
-        (_work(work), rows.label(kind) if kind else "", *(texts.get(batch, "-") for batch in batches))
-        for (work, kind), texts in by_batch.items()
+        (
+            _work(work),
+            rows.label(kind) if kind else "",
+            OUR_LABELS.get(who, ""),
+            *(texts.get(batch, "-") for batch in batches),
+        )
+        for (work, kind, who), texts in by_batch.items()
     ]
-    yield from _table(("work", "rows", *(f"B = {batch}" for batch in batches)), cells, 2)
+    yield from _table(("work", "rows", "who", *(f"B = {batch}" for batch in batches)), cells, 3)
 
 
 def _peers(results: GpuResults) -> Iterator[str]:
-    with_peers = [point for point in results.points if set(point.times) - {OURS} and point.ours is not None]
+    with_peers = [point for point in results.points if set(point.times) - set(OUR_LABELS) and point.first_of_ours]
     if not with_peers:
         return
-    keys = list(dict.fromkeys(key for point in with_peers for key in point.times if key != OURS))
+    keys = list(dict.fromkeys(key for point in with_peers for key in point.times if key not in OUR_LABELS))
+    ours = [who for who in OUR_LABELS if any(who in point.times for point in with_peers)]
     labels = results.labels
-    yield from _section("Peers: microseconds, and in brackets how many times as long as fastsample")
+    yield from _section(f"Peers: microseconds, and in brackets how many times as long as {labels[ours[0]]}")
     cells = []
     for point in with_peers:
-        theirs = [
-            f"{point.times[key].median:.1f} ({ratio(point.speedup(key) or 0)}){_how(point, key)}"
-            if key in point.times
-            else "-"
-            for key in keys
-        ]
-        cells.append((_point(point.work, point.place), f"{point.ours:.1f}", *theirs))
-    yield from _table(("work", "fastsample", *(labels.get(key, key) for key in keys)), cells, 1)
+        theirs = [_theirs(point, key, ours[0]) for key in keys]
+        medians = [point.median(who) for who in ours]
+        cells.append(
+            (
+                _point(point.work, point.place),
+                *("-" if median is None else f"{median:.1f}" for median in medians),
+                *theirs,
+            )
+        )
+    yield from _table(("work", *(labels.get(key, key) for key in (*ours, *keys))), cells, 1)
     if any(_how(point, key) for point in with_peers for key in keys if key in point.times):
         yield ""
         yield "\\* could not be captured into a graph: launched one by one."
@@ -138,6 +155,14 @@ def _peers(results: GpuResults) -> Iterator[str]:
     for record in latest.values():
         told = f"not measured: {record['missing']}" if record["missing"] else record["note"]
         yield f"- {record['label']} {record['version'] or ''}: {told}"
+
+
+def _theirs(point: Point, key: str, ours: str) -> str:
+    if key not in point.times:
+        return "-"
+    speedup = point.speedup(key, ours)
+    compared = "" if speedup is None else f" ({ratio(speedup)})"
+    return f"{point.times[key].median:.1f}{compared}{_how(point, key)}"
 
 
 def _how(point: Point, key: str) -> str:

@@ -15,7 +15,10 @@ FORMAT = 1
 # Where measured results are committed: nothing else may be written there.
 COMMITTED = Path(__file__).resolve().parents[1] / "results"
 
-FLOOR, LAUNCH, SOFTMAX, OURS = "floor", "launch", "softmax", "fastsample"
+FLOOR, LAUNCH, SOFTMAX = "floor", "launch", "softmax"
+# fastsample's contestants: the CUDA kernels, which the goals are about, and the Triton kernels.
+OURS, TRITON = "fastsample", "fastsample-triton"
+OUR_LABELS = {OURS: "fastsample (CUDA)", TRITON: "fastsample (Triton)"}
 
 
 class Place(NamedTuple):
@@ -33,7 +36,7 @@ class Point(NamedTuple):
     Attributes:
         place: where.
         work: the key of the work.
-        times: of fastsample and the peers, by key.
+        times: of fastsample's contestants and the peers, by key.
         references: of the floor, an empty launch and a softmax, by key, measured together with them.
     """
 
@@ -42,10 +45,14 @@ class Point(NamedTuple):
     times: dict[str, GpuTimes]
     references: dict[str, GpuTimes]
 
+    def median(self, who: str = OURS) -> float | None:
+        """Median microseconds of a contestant."""
+        return self.times[who].median if who in self.times else None
+
     @property
-    def ours(self) -> float | None:
-        """Median microseconds of fastsample."""
-        return self.times[OURS].median if OURS in self.times else None
+    def first_of_ours(self) -> str | None:
+        """Whom the peers are compared with: the CUDA kernels, or the Triton kernels where those were not measured."""
+        return next((who for who in OUR_LABELS if who in self.times), None)
 
     @property
     def floor(self) -> float | None:
@@ -53,13 +60,14 @@ class Point(NamedTuple):
         found = [self.references[key].median for key in (FLOOR, LAUNCH) if key in self.references]
         return max(found) if FLOOR in self.references else None
 
-    @property
-    def ratio_to_floor(self) -> float | None:
-        return None if self.ours is None or self.floor is None else self.ours / self.floor
+    def ratio_to_floor(self, who: str = OURS) -> float | None:
+        median = self.median(who)
+        return None if median is None or self.floor is None else median / self.floor
 
-    def speedup(self, peer: str) -> float | None:
-        """How many times as fast as a peer."""
-        return None if self.ours is None or peer not in self.times else self.times[peer].median / self.ours
+    def speedup(self, peer: str, who: str = OURS) -> float | None:
+        """How many times as fast as a peer one of ours is."""
+        ours, theirs = self.median(who), self.median(peer)
+        return None if ours is None or theirs is None else theirs / ours
 
 
 @dataclass
@@ -125,8 +133,8 @@ class GpuResults:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The names in tables of the peers, by key."""
-        return {record["key"]: record["label"] for record in self.records("peer")}
+        """The names in tables of everyone, by key."""
+        return OUR_LABELS | {record["key"]: record["label"] for record in self.records("peer")}
 
 
 def _times(content: dict[str, dict[str, Any]]) -> dict[str, GpuTimes]:

@@ -1,4 +1,7 @@
-"""What compute-sanitizer runs: every path of the kernels once. Exits with 1 if a result is not the CPU's."""
+"""What compute-sanitizer runs: every path of the CUDA kernels once, and the Triton kernels where they can run.
+
+Exits with 1 if a result is not the CPU's.
+"""
 
 import sys
 from pathlib import Path
@@ -11,11 +14,17 @@ import fastsample  # noqa: E402
 
 fastsample.__path__.append(sys.path[0])
 
-from fastsample.benchmarks.gpu.calls import mismatches  # noqa: E402
+from fastsample.benchmarks.gpu.calls import mismatches, triton_mismatches  # noqa: E402
+from fastsample.benchmarks.gpu.contestants import why_not  # noqa: E402
 
 if __name__ == "__main__":
     device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
-    found = list(mismatches(device, "auto" if device == "cpu" else "cuda"))
+    rehearsal = device == "cpu"
+    found = []
+    if why_not("cuda", rehearsal) is None:
+        found += mismatches(device, "auto" if rehearsal else "cuda")
+    if why_not("triton", rehearsal) is None:
+        found += triton_mismatches(device)
     if device == "cuda":
         torch.cuda.synchronize()
     print("\n".join(found) or "every call gave what the CPU gives")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,11 +10,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
+from .options import CHECKOUT, PartOptions
+
 _TAIL = 4000
+_SCRIPT = Path(__file__).with_name("from_source.py")
 # What a command gets to end by itself once it is told to. It must be enough to stop, in turn, the commands that it
 # itself has started.
 GRACE = 2.0
@@ -96,6 +101,13 @@ class Running:
             except subprocess.TimeoutExpired:
                 continue
         self._process.wait()
+
+
+def part_command(module: str, records: Path, options: PartOptions) -> list[str]:
+    """The command line of a process that runs a part's module, from the checkout or as installed."""
+    program = [str(_SCRIPT)] if CHECKOUT else ["-m", __package__]
+    told = ["--run-part", module, "--records", str(records), "--options", json.dumps(asdict(options))]
+    return [sys.executable, *program, *told]
 
 
 def with_python_path(folder: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """torch.compile(fullgraph=True) on the GPU: one graph, equal to eager by `==`, no two draws merged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -20,24 +20,36 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def seeded_calls(logits: Tensor, temperature: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
+Calls = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+
+
+def seeded_calls_of(backend: str) -> Calls:
     """A draw between a compiler's own kernels, and the transforms."""
-    scaled = logits * 1.5
-    return (
-        fastsample.sample(scaled, temperature, 20, 0.9, seed=4, offset=offset, num_samples=3),
-        fastsample.filtered_probs(scaled, temperature, 30) * 2,
-        fastsample.log_probs(scaled, offset, temperature),
-    )
+
+    def seeded_calls(logits: Tensor, temperature: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
+        scaled = logits * 1.5
+        return (
+            fastsample.sample(scaled, temperature, 20, 0.9, seed=4, offset=offset, num_samples=3, backend=backend),
+            fastsample.filtered_probs(scaled, temperature, 30, backend=backend) * 2,
+            fastsample.log_probs(scaled, offset, temperature, backend=backend),
+        )
+
+    return seeded_calls
 
 
-def calls(logits: Tensor, temperature: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
+def calls_of(backend: str) -> Calls:
     """Beside those, draws that a compiler might take for one: equal arguments, the default generator."""
-    return (
-        fastsample.sample(logits, temperature, 20),
-        fastsample.sample(logits, temperature, 20),
-        fastsample.multinomial(logits.abs(), 2),
-        *seeded_calls(logits, temperature, offset),
-    )
+    seeded_calls = seeded_calls_of(backend)
+
+    def calls(logits: Tensor, temperature: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
+        return (
+            fastsample.sample(logits, temperature, 20, backend=backend),
+            fastsample.sample(logits, temperature, 20, backend=backend),
+            fastsample.multinomial(logits.abs(), 2),
+            *seeded_calls(logits, temperature, offset),
+        )
+
+    return calls
 
 
 def arguments(step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +59,7 @@ def arguments(step: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_equal_to_eager(target: Target, compiler: str) -> None:
+    calls = calls_of(target.backend)
     compiled = torch.compile(calls, fullgraph=True, backend=compiler)
     for step in range(2):
         results = []
@@ -60,7 +73,8 @@ def test_equal_to_eager(target: Target, compiler: str) -> None:
 
 def test_in_the_compilers_own_graphs(target: Target) -> None:
     """mode="reduce-overhead" captures: equal to eager where a seed is given, and new draws where none is."""
-    compiled = torch.compile(calls, fullgraph=True, mode="reduce-overhead")
+    seeded_calls = seeded_calls_of(target.backend)
+    compiled = torch.compile(calls_of(target.backend), fullgraph=True, mode="reduce-overhead")
     drawn = []
     for step in range(4):  # the first ones warm up and capture
         torch.compiler.cudagraph_mark_step_begin()
@@ -72,11 +86,11 @@ def test_in_the_compilers_own_graphs(target: Target) -> None:
 
 
 def test_the_batch_changes(target: Target) -> None:
-    compiled = torch.compile(
-        lambda logits, seed: fastsample.sample(logits, 0.8, 50, 0.9, seed=seed), fullgraph=True, backend="aot_eager"
-    )
+    def draw(logits: Tensor, seed: Tensor) -> Tensor:
+        return fastsample.sample(logits, 0.8, 50, 0.9, seed=seed, backend=target.backend)
+
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
     logits = torch.randn(40, 9001, device="cuda")
     seed = torch.arange(40, device="cuda")
     for rows in (1, 3, 17, 40):
-        eager = fastsample.sample(logits[:rows], 0.8, 50, 0.9, seed=seed[:rows])
-        assert torch.equal(compiled(logits[:rows], seed[:rows]), eager)
+        assert torch.equal(compiled(logits[:rows], seed[:rows]), draw(logits[:rows], seed[:rows]))

@@ -91,12 +91,12 @@ def test_the_default_generator(target: Target) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("replacement", [True, False])
-def test_multinomial(target: Target, replacement: bool, dtype: torch.dtype) -> None:
+def test_multinomial(cuda_target: Target, replacement: bool, dtype: torch.dtype) -> None:
     for rows, vocab, count in ((1, 10, 4), (40, 5003, 6), (3, 150_000, 9)):
-        probabilities = logits_of(target, rows, vocab).softmax(-1).to(dtype)
-        generator = torch.Generator(target.device).manual_seed(2)
+        probabilities = logits_of(cuda_target, rows, vocab).softmax(-1).to(dtype)
+        generator = torch.Generator(cuda_target.device).manual_seed(2)
         found = fastsample.multinomial(probabilities, count, replacement, generator=generator)
-        seed, offset = torch.empty(2, dtype=torch.int64, device=target.device).random_(
+        seed, offset = torch.empty(2, dtype=torch.int64, device=cuda_target.device).random_(
             generator=generator.manual_seed(2)
         )
         # The operator on the CPU, from the same words: multinomial itself takes no seed.
@@ -109,23 +109,23 @@ def test_multinomial(target: Target, replacement: bool, dtype: torch.dtype) -> N
             expected, rows_on_cpu, None, *(1.0, None, 0, None, 1.0, None, 0.0, None, 0),
             *(int(seed), None, int(offset), None, 0, None, True), replacement, True,
         )  # fmt: skip
-        assert_same_tokens(target.maybe_spoilt(found).cpu(), expected)
+        assert_same_tokens(cuda_target.maybe_spoilt(found).cpu(), expected)
 
 
-def test_multinomial_of_more_than_2_to_the_22_categories(target: Target) -> None:
-    probabilities = torch.zeros(2, 2**22 + 5, device=target.device)
+def test_multinomial_of_more_than_2_to_the_22_categories(cuda_target: Target) -> None:
+    probabilities = torch.zeros(2, 2**22 + 5, device=cuda_target.device)
     probabilities[0, 2**22 + 3] = 1
     probabilities[1, 7] = 1
     assert fastsample.multinomial(probabilities, 1).tolist() == [[2**22 + 3], [7]]
 
 
-def test_patch_torch(target: Target) -> None:
-    probabilities = logits_of(target, 30, 999).softmax(-1)
+def test_patch_torch(cuda_target: Target) -> None:
+    probabilities = logits_of(cuda_target, 30, 999).softmax(-1)
     torch.manual_seed(1)
     expected = fastsample.multinomial(probabilities, 3)
     torch.manual_seed(1)
     with fastsample.patch_torch():
-        assert_same_tokens(target.maybe_spoilt(torch.multinomial(probabilities, 3)), expected)
+        assert_same_tokens(cuda_target.maybe_spoilt(torch.multinomial(probabilities, 3)), expected)
 
 
 def test_out(target: Target) -> None:

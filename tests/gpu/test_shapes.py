@@ -1,4 +1,4 @@
-"""The kernels in shapes that the policy would not choose here: the tokens do not depend on how a row is divided."""
+"""The CUDA kernels in shapes that their policy would not choose here: no token depends on how a row is divided."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -26,12 +26,12 @@ def shape_of(target: Target, shape: tuple[int, int, bool, bool]) -> AbstractCont
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_shape_draws_the_same(target: Target, shape: tuple[int, int, bool, bool]) -> None:
+def test_every_shape_draws_the_same(cuda_target: Target, shape: tuple[int, int, bool, bool]) -> None:
     for vocab in (40, 2049, 16007):
         for dtype in (torch.float32, torch.bfloat16):
-            logits = mixed_logits(500, vocab, dtype, target.device, seed=vocab)
-            parameters = mixed_parameters(500, target.device, seed=vocab)
-            with shape_of(target, shape):
-                target.check_sample(logits, **parameters)
-                target.check_sample(logits[:50], 0.8, 30, 0.9, seed=1, num_samples=5, replacement=False)
-                target.check_transforms(logits, 0.8, 30, 0.9)
+            logits = mixed_logits(500, vocab, dtype, cuda_target.device, seed=vocab)
+            parameters = mixed_parameters(500, cuda_target.device, seed=vocab)
+            with shape_of(cuda_target, shape):
+                cuda_target.check_sample(logits, **parameters)
+                cuda_target.check_sample(logits[:50], 0.8, 30, 0.9, seed=1, num_samples=5, replacement=False)
+                cuda_target.check_transforms(logits, 0.8, 30, 0.9)
