@@ -111,7 +111,7 @@ def test_what_the_first_use_of_a_device_finds(
     no_cuda_used: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In every case the process goes on, with CUDA tensors on the reference (tests/test_triton_loading.py: on Triton)."""
+    """In every case the process goes on, with CUDA tensors on the reference."""
     monkeypatch.setattr(ops, "triton_status", lambda: "triton is not installed")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

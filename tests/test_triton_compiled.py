@@ -16,7 +16,7 @@ import triton_rules
 from missing import missing
 from triton_compiled import EVERYTHING, POINTS, TARGETS, Kernel, Wanted
 
-# Each kernel, dtype, target and compiler at least once, in about NN seconds; the rest is in the slow test.
+# Each kernel, dtype, target and compiler at least once, in about 40 seconds; the rest is in the slow test.
 SOME = (
     ("sm_80", "reads float32"),
     ("sm_90", "reads float32"),
@@ -152,7 +152,7 @@ def test_a_kernel_that_is_spoilt(some: list[Kernel], target: str, stage: str, ol
 
 def test_guesses_may_be_approximate_in_their_own_kernels_only(some: list[Kernel]) -> None:
     by_name = {kernel.name: kernel for kernel in some if kernel.target == "sm_90"}
-    guessing = by_name["narrow_kernel"]
+    guessing = by_name["bound_kernel"]
     assert "ex2.approx" in guessing.texts["ptx"]
     another = guessing._replace(texts={**guessing.texts, "ttir": by_name["weigh_kernel"].texts["ttir"]})
     assert "approximate: ex2.approx.ftz.f32" in triton_rules.broken(another)
