@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -185,7 +186,7 @@ def load_cuda() -> str:
 
 
 def triton_status() -> str:
-    """Why Triton cannot be used here, or "ok". Imports nothing and initialises no GPU."""
+    """Why Triton cannot be used here, or "ok". Does not import it. Initialises CUDA where there is a device."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if importlib.util.find_spec("fastsample.triton_kernels") is None:
@@ -193,8 +194,17 @@ def triton_status() -> str:
     version = triton_version()
     if version is not None and tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
         return f"Triton {version} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}"
-    if not triton_is_interpreted() and not torch.cuda.is_available():
-        return "no GPU; TRITON_INTERPRET=1 runs its kernels on the CPU, slowly"
+    if triton_is_interpreted():
+        library = sys.modules.get("triton.language.standard")  # importing torch imports it
+        if library is not None and type(library.cdiv).__name__ == "JITFunction":
+            return "TRITON_INTERPRET was set after Triton was imported; set it before Python starts"
+        return "ok"
+    if not torch.cuda.is_available():
+        return "no GPU; with TRITON_INTERPRET=1 set before Python starts, its kernels run on the CPU, slowly"
+    if torch.version.hip is None:
+        newest = max(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+        if newest < OLDEST_TRITON_CAPABILITY:
+            return f"compute capability {newest[0]}.{newest[1]} is older than Triton's 8.0"
     return "ok"
 
 

@@ -246,6 +246,19 @@ def test_the_largest_vocabulary(filter_name: str) -> None:
         assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("scale", [2.0**-105, 1.0, 2.0**105])
+def test_probabilities_of_any_scale(scale: float) -> None:
+    """Ranks below that of 0 are no probability's; and what the sample of the row sees of this one is 0."""
+    row = torch.full((256,), 0.8)
+    chunk = torch.arange(16)
+    sampled = (chunk * 0x9E3779B1 % 2**32 >> 16) % 16
+    row[chunk * 16 + sampled] = 0.0
+    row[chunk * 16 + (sampled + 1) % 16] = 1.0
+    filters = agree.PLAIN._replace(top_p=0.9)
+    with policy.forced(one_of_each(3)):
+        agree.check_tokens(TRITON, Call(row[None] * scale, None, filters, agree.SEEDED, 3), probabilities=True)
+
+
 @pytest.mark.slow
 def test_probabilities_of_more_than_2_to_the_22_tokens() -> None:
     probabilities, expected = agree.many_probabilities()

@@ -1,7 +1,8 @@
-"""When Triton can be used, when not, and what is told then; when "auto" takes it. None of it needs a GPU or Triton."""
+"""When Triton can be used, when not, and what is told then; when "auto" takes it. None of it needs a GPU."""
 
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 from typing import Any
@@ -22,13 +23,17 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(ops, "triton_version", lambda: "3.6.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((7, 5), (9, 0))[index])
 
 
 def test_reasons_not_to_use_triton(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert ops.triton_status() == "ok"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert ops.triton_status() == "compute capability 7.5 is older than Triton's 8.0"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert ops.triton_status() == "no GPU; TRITON_INTERPRET=1 runs its kernels on the CPU, slowly"
+    assert ops.triton_status().startswith("no GPU; with TRITON_INTERPRET=1 set before Python starts")
     assert not fastsample.backends()["triton"].usable
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert ops.triton_status() == "ok"
@@ -131,3 +136,14 @@ def test_import_leaves_triton_alone() -> None:
     """Triton decides on the import of its kernels whether it interprets them."""
     code = "import sys, fastsample; sys.exit('fastsample.triton_kernels' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_interpreter_has_to_be_asked_for_in_time() -> None:
+    """Triton's own functions are interpreted or not from its import on, which is torch's."""
+    code = (
+        "import os, torch, triton, fastsample; os.environ['TRITON_INTERPRET'] = '1'; "
+        "print(fastsample.backends()['triton'].detail)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "TRITON_INTERPRET was set after Triton was imported; set it before Python starts"

@@ -52,13 +52,14 @@ def test_default_divisions(bytes_per_token: int) -> None:
                     assert vocab <= division.block
                     assert division.parts == 1
                 if 0 < largest_k <= 1024:
-                    assert division.list >= 4 * largest_k
+                    assert division.list >= min(4 * largest_k, vocab)
+                assert policy.is_possible(division, vocab)
 
 
 def test_the_default_depends_on_its_arguments_alone() -> None:
     first = policy.by_default(128256, 64, 4, 50, 132)
     assert first == policy.by_default.__wrapped__(128256, 64, 4, 50, 132)
-    assert first == Division(64, 2048, 256, False, 9, 8)
+    assert first == Division(64, 2048, 1024, False, 9, 8)
 
 
 def timer_that_prefers(wanted: Callable[[Division], bool]) -> Callable[[Callable[[], object]], float]:
@@ -76,48 +77,74 @@ def timer_that_prefers(wanted: Callable[[Division], bool]) -> Callable[[Callable
 def test_what_is_tuned_is_remembered(tuning_file: Path) -> None:
     logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1))
     expected = fastsample.sample(logits, seed=4, backend="reference")
-    default = policy.choose(5000, 3, 4, 0, CPU)
+    default = policy.choose(5000, 3, 4, 0, False, CPU)
     assert default == policy.by_default(5000, 3, 4, 0, 1)
     result = fastsample.triton_kernels.tune(
         logits, milliseconds=timer_that_prefers(lambda division: division.block == 4096 and division.warps == 16)
     )
     assert list(result.values()) == sorted(result.values())
     assert len(result) > 2
-    chosen = policy.choose(5000, 3, 4, 0, CPU)
+    chosen = policy.choose(5000, 3, 4, 0, False, CPU)
     assert (chosen.block, chosen.warps) == (4096, 16)
-    assert chosen == policy.choose(5000, 4, 4, 0, CPU)  # to the next power of two of rows
+    assert chosen == policy.choose(5000, 4, 4, 0, False, CPU)  # to the next power of two of rows
     for other in ((5000, 5, 4, 0), (5000, 3, 2, 0), (5000, 3, 4, 50), (5001, 3, 4, 0)):
-        assert policy.choose(*other, CPU) == policy.by_default(*other, 1)
+        assert policy.choose(*other, False, CPU) == policy.by_default(*other, 1)
     assert torch.equal(fastsample.sample(logits, seed=4, backend="triton"), expected)
     assert len(json.loads(tuning_file.read_text())) == 1
     assert list(tuning_file.parent.iterdir()) == [tuning_file]  # nothing half-written stays
 
     tuning._known.cache_clear()  # another process
-    assert policy.choose(5000, 3, 4, 0, CPU) == chosen
+    assert policy.choose(5000, 3, 4, 0, False, CPU) == chosen
+
+
+KEY = "cpu|V=64|B=1|32 bit|plain"
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"cpu|V=64|B=1|32 bit|-": [1, 2]}', '{"cpu|V=64|B=1|32 bit|-": "x"}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        f'{{"{KEY}": [1, 2]}}',
+        f'{{"{KEY}": "x"}}',
+        f'{{"{KEY}": [64, 32, 256, 1, 1, 4]}}',  # the row does not fit into the block
+        f'{{"{KEY}": [64, 64, 256, 1, 1, 3]}}',
+        f'{{"{KEY}": [64, "64", 256, 1, 1, 4]}}',
+        f'{{"{KEY}": [64, 64, 256, 0, 0, 4]}}',
+    ],
 )
 def test_a_spoiled_file_is_as_good_as_none(tuning_file: Path, content: str) -> None:
     tuning_file.parent.mkdir()
     tuning_file.write_text(content)
-    assert policy.choose(64, 1, 4, 0, CPU) == policy.by_default(64, 1, 4, 0, 1)
+    assert policy.choose(64, 1, 4, 0, False, CPU) == policy.by_default(64, 1, 4, 0, 1)
+
+
+def test_the_list_is_never_that_of_another_top_k(tuning_file: Path) -> None:
+    tuning_file.parent.mkdir()
+    tuning_file.write_text('{"cpu|V=5000|B=1|32 bit|top_k": [64, 4096, 1024, 0, 1, 16]}')
+    tuned = Division(64, 4096, 1024, False, 1, 16)
+    assert policy.choose(5000, 1, 4, 50, False, CPU) == tuned
+    assert policy.choose(5000, 1, 4, 500, False, CPU) == tuned._replace(list=4096)
+    assert policy.choose(5000, 1, 4, 50, True, CPU) == policy.by_default(5000, 1, 4, 50, 1)
 
 
 def test_tuning_needs_a_gpu(tuning_file: Path) -> None:
     with pytest.raises(RuntimeError, match="logits: on cpu; tuning measures a GPU"):
-        fastsample.triton_kernels.tune(torch.zeros(1, 64))
+        tuning.tune(torch.zeros(1, 64))
+    for logits, top_k in ((torch.zeros(64), 0), (torch.zeros(2, 64), torch.tensor([1, 2]))):
+        with pytest.raises(ValueError, match=r"tuning takes logits \[batch, vocab\]"):
+            tuning.tune(logits, top_k)
     assert not tuning_file.exists()
 
 
 def test_forced_divisions_end_with_their_context() -> None:
     division = Division(64, 64, 256, True, 1, 4)
     with policy.forced(division):
-        assert policy.choose(64, 1, 4, 0, CPU) == division
+        assert policy.choose(64, 1, 4, 0, False, CPU) == division
     with pytest.raises(TypeError), policy.forced(division):
         policy.choose()
-    assert policy.choose(64, 1, 4, 0, CPU) == policy.by_default(64, 1, 4, 0, 1)
+    assert policy.choose(64, 1, 4, 0, False, CPU) == policy.by_default(64, 1, 4, 0, 1)
 
 
 def test_integers_that_vary_never_look_special_to_triton() -> None:

@@ -1,8 +1,10 @@
 """The sampling law (docs/law.md) in Triton: every operator, for GPUs that the compiled CUDA kernels do not cover.
 
-Read in this order: `law.py` (one number), `work.py` (what a kernel is given), the steps `load`, `maximum`, `bound`,
-`gather`, `weigh`, `cut`, `draw`, then `selection.py` and `kernels.py`, which put them together, and `launch.py`.
-`policy.py` and `tuning.py` say how the work is divided, which changes no result.
+To follow one call, read `launch.py` (what is allocated and launched), `work.py` (what a kernel is given), `law.py`
+(one number at a time, and Triton in a few sentences), then `kernels.py`, which puts the steps together: `load`,
+`maximum`, `bound`, `gather`, `weigh`, `cut` and `draw`, in the order that `selection.py` finds cheapest; `crossing.py`
+is the search that three of them need, and `write.py` has the operators that return rows. `policy.py` and `tuning.py`
+say how the work is divided, which changes no result.
 """
 
 from .launch import filter_logits, filtered_probs, log_probs, sample

@@ -66,7 +66,7 @@ def guessed_pivots(row, peak, weighing, top_p, shape):
     """
     chunk = tl.arange(0, shape.chunks)
     within = ((chunk.to(tl.uint32) * 0x9E3779B1) >> 16) % shape.chunk
-    x = load.tokens(row, chunk * shape.chunk + within.to(tl.int32), shape)
+    x = load.values(row, chunk * shape.chunk + within.to(tl.int32), shape)
     depth_of_peak = depth_of(logit_of(peak), weighing, shape)
     depth_of_rest = depth_of(x, weighing, shape)
     peak_mass = tl.exp2(-depth_of_peak)

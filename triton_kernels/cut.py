@@ -125,8 +125,8 @@ def between_pivots(scratch, pivots, low, high, before, reached, target, shape):
 
 @triton.jit
 def most_members(measure, high, counting, weighing, shape):
-    """At most so many tokens make up a measure if none of them ranks below `high`."""
-    lightest = weigh.weights(logit_of(high.to(tl.int32)), weighing, shape)
+    """At most so many tokens make up a measure if none of them ranks below `high`, and none weighs nothing."""
+    lightest = weigh.weights(logit_of(tl.minimum(high, weigh.last_rank_of(shape)).to(tl.int32)), weighing, shape)
     return measure // tl.where(counting, 1, tl.maximum(lightest, 1))
 
 
@@ -149,7 +149,7 @@ def nth_tie(row, scratch, wanted_rank, count, sizes, shape):
     chunk = tl.sum((up_to < count).to(tl.int32), axis=0)
     rest = count - tl.max(tl.where(up_to < count, up_to, 0), axis=0)
     index = chunk * shape.chunk + tl.arange(0, shape.chunk)
-    tie = (load.ranks(load.tokens(row, index, shape), shape) == wanted_rank).to(tl.int64)
+    tie = (load.ranks(load.values(row, index, shape), shape) == wanted_rank).to(tl.int64)
     tl.debug_barrier()
     return chunk * shape.chunk + tl.sum((tl.cumsum(tie, axis=0) < rest).to(tl.int32), axis=0)
 

@@ -11,9 +11,6 @@ from . import load, weigh
 from .law import at_or_above, random_word, target_of
 from .work import masses_in, plain, word_of
 
-# Earlier draws that a chunk is compared with at a time.
-_TAKEN: tl.constexpr = tl.constexpr(32)
-
 
 @triton.jit
 def random_of(randomness, row):
@@ -28,7 +25,7 @@ def write(out, draw, token):
 
 
 @triton.jit
-def nothing(out, first, samples):
+def write_nothing(out, first, samples):
     """-1 for the draws [first, samples)."""
     for draw in range(first, samples):
         write(out, tl.full((), 0, tl.int64) + draw, tl.full((), -1, tl.int64))
@@ -59,11 +56,13 @@ def from_list(out, index, kept, randomness, row, samples):
 
 
 @triton.jit
-def taken_before(out, index, draw):
-    """Which of the tokens at a tile of indices earlier draws took."""
+def taken_before(out, index, draw, shape):
+    """Which of the tokens at a chunk's indices earlier draws took."""
+    # Every token of the chunk beside so many earlier draws: a tile of 32768 at most.
+    at_a_time: tl.constexpr = 32 if shape.chunk <= 1024 else 1
     taken = index < 0
-    for first in range(0, draw, _TAKEN):
-        earlier = first + tl.arange(0, _TAKEN)
+    for first in range(0, draw, at_a_time):
+        earlier = first + tl.arange(0, at_a_time)
         token = tl.load(out[0] + earlier.to(tl.int64) * out[1], mask=earlier < draw, other=-1)
         same = (index[:, None] == token[None, :]).to(tl.int32)
         taken = taken | (tl.max(same, axis=1) > 0)
@@ -88,13 +87,13 @@ def from_row(
         chunk = tl.sum((up_to <= t).to(tl.int32), axis=0)
         rest = t - tl.max(tl.where(up_to <= t, up_to, 0), axis=0)
         index = chunk * shape.chunk + within_chunk
-        x = load.tokens(row_of_logits, index, shape)
+        x = load.values(row_of_logits, index, shape)
         rank = load.ranks(x, shape)
         weight = weigh.weights(x, weighing, shape)
         kept = at_or_above(rank, index, last_rank, last_index)
         kept = kept & (weight >= least)
         if replacement == 0:
-            kept = kept & (taken_before(out, index, draw) == 0)
+            kept = kept & (taken_before(out, index, draw, shape) == 0)
         weight = tl.where(kept, weight, 0)
         drawn = tl.sum((tl.cumsum(weight, axis=0) <= rest).to(tl.int32), axis=0)
         write(out, number, tl.where(z > 0, chunk * shape.chunk + drawn, -1))

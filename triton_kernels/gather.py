@@ -67,5 +67,5 @@ def reaching(row, peak, bound, scratch, sizes, shape):
             index = tl.reshape(
                 chunk[:, None] * shape.chunk + tl.arange(0, shape.chunk)[None, :], [per_block * shape.chunk]
             )
-            rank = load.ranks(load.tokens(row, index, shape), shape)
+            rank = load.ranks(load.values(row, index, shape), shape)
             append(scratch, rank, index, rank <= bound, shape)

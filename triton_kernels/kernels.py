@@ -52,9 +52,9 @@ def bound_kernel(logits, sources, filters, sizes, scratch, shape):
         peak = maximum.peaks(words, sizes, shape)
         first_rank = tl.min(peak, axis=0)
         if maximum.valid(first_rank, shape):
-            tokens = load.row_at(logits, source, sizes.vocab, shape)
+            logits_row = load.row_at(logits, source, sizes.vocab, shape)
             weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
-            cut.store_pivots(words, bound.guessed_pivots(tokens, peak, weighing, top_p, shape), shape)
+            cut.store_pivots(words, bound.guessed_pivots(logits_row, peak, weighing, top_p, shape), shape)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -68,13 +68,13 @@ def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
     if exists & selection.valid_filters(temperature, top_p, min_p, shape) & (has_top_k == 0) & has_top_p:
         first_rank = tl.min(maximum.peaks(words, sizes, shape), axis=0)
         if maximum.valid(first_rank, shape):
-            tokens = load.row_at(logits, source, sizes.vocab, shape)
+            logits_row = load.row_at(logits, source, sizes.vocab, shape)
             weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
             least = selection.least_weight(min_p, weighing, shape)
             least = tl.where(plain(filters.order) == ORDER_MIN_P_FIRST, least, 0)
             first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
             cut.narrow(
-                tokens,
+                logits_row,
                 weighing,
                 words,
                 cut.load_pivots(words, shape),
@@ -114,7 +114,7 @@ def weigh_kernel(logits, sources, filters, sizes, scratch, parts, shape):
                     words,
                     cut.load_pivots(words, shape),
                     (first_rank - 1).to(tl.int64),
-                    zero + LAST_RANK,
+                    zero + weigh.last_rank_of(shape),
                     zero,
                     total,
                     cut.mass_bound(top_p, total),
@@ -156,10 +156,10 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
         invalid(target, words, sizes, shape, draws)
         return
 
-    tokens = load.row_at(logits, source, sizes.vocab, shape)
+    logits_row = load.row_at(logits, source, sizes.vocab, shape)
     if shape.resident:
         gather.clear(words, shape)
-        maximum.sweep(tokens, words, 0, sizes.chunks, shape)
+        maximum.sweep(logits_row, words, 0, sizes.chunks, shape)
         tl.debug_barrier()
     peak = maximum.peaks(words, sizes, shape)
     first_rank = tl.min(peak, axis=0)
@@ -169,7 +169,7 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
 
     greedy, has_top_k, has_top_p, by_list = selection.plan_of(temperature, top_k, top_p, sizes, shape)
     if greedy:
-        index = maximum.first_maximum(tokens, peak, first_rank, shape)
+        index = maximum.first_maximum(logits_row, peak, first_rank, shape)
         if draws:
             draw.from_maximum(target, index, samples, plain(randomness.replacement))
         else:
@@ -181,7 +181,7 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
     least = selection.least_weight(min_p, weighing, shape)
     if by_list:
         index, kept, last_rank, last_index, size = selection.of_list(
-            tokens, weighing, words, peak, first_rank, top_k, top_p, has_top_p, least, order, sizes, shape
+            logits_row, weighing, words, peak, first_rank, top_k, top_p, has_top_p, least, order, sizes, shape
         )
         if size <= shape.list:
             if draws:
@@ -191,7 +191,7 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
         by_list = size <= shape.list
     if by_list == 0:
         last_rank, last_index = selection.of_row(
-            tokens,
+            logits_row,
             weighing,
             words,
             peak,
@@ -208,7 +208,7 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
         if draws:
             draw.from_row(
                 target,
-                tokens,
+                logits_row,
                 weighing,
                 words,
                 last_rank,
@@ -229,7 +229,7 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
 def invalid(target, scratch, sizes, shape, draws: tl.constexpr):
     """What an invalid row gives."""
     if draws:
-        draw.nothing(target, 0, plain(sizes.samples))
+        draw.write_nothing(target, 0, plain(sizes.samples))
     else:
         tl.store(selection_in(scratch, shape), tl.full((), 0, tl.int64))
 

@@ -15,8 +15,8 @@ from fastsample import arguments, reference
 
 from . import kernels, policy, work, write
 
-# A kernel's place in a row is an int32.
-_LARGEST_VOCAB = 2**29
+# Probabilities may have more tokens than logits. Beyond, the tiles of a row's 4096 chunks no longer fit into registers.
+_LARGEST_VOCAB = 2**24
 # `a * b + c` keeps its two roundings (law section 1).
 _EXACT = {"enable_fp_fusion": False}
 
@@ -35,7 +35,7 @@ class _Call(NamedTuple):
 
 
 def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *operands: Any) -> None:
-    """`fastsample.reference.sample` on Triton."""
+    """`fastsample.reference.sample` on Triton; of more than 2^24 probabilities a row, the reference itself."""
     filters, randomness = arguments.Filters(*operands[:9]), arguments.Randomness(*operands[9:16])
     replacement, probabilities = operands[16:]
     rows, samples = out.shape
@@ -77,7 +77,7 @@ def log_probs(logits: Tensor, tokens: Tensor, *operands: Any) -> Tensor:
                 call.scratch,
                 _tokens(tokens),
                 count,
-                work.Logits(out, count, 1),
+                _tokens(out),
                 call.shape,
                 num_warps=4,
                 **_EXACT,
@@ -119,7 +119,8 @@ def _prepare(
 ) -> _Call:
     vocab = logits.shape[1]
     largest_k = vocab if filters.top_k_rows is not None else max(0, min(filters.top_k, vocab))
-    division = policy.choose(vocab, rows, logits.element_size(), largest_k, logits.device)
+    has_top_p = filters.top_p_rows is not None or filters.top_p < 1
+    division = policy.choose(vocab, rows, logits.element_size(), largest_k, has_top_p, logits.device)
     shape = policy.shape_of(division, vocab, probabilities)
     scratch = torch.empty(rows * work.scratch_words(shape), dtype=torch.int64, device=logits.device)
     floats = scratch.view(torch.float32)

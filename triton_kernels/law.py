@@ -1,12 +1,17 @@
 """The sampling law (docs/law.md) one number at a time, as Triton functions. They read no memory.
 
 Triton in three sentences, for who knows PyTorch: a function under `@triton.jit` is compiled for the GPU and run by
-many *programs* at once, each with its own value of `tl.program_id`. Inside a program, a variable is a number or a small
+many *programs* at once, each with its own value of `tl.program_id`. Inside one, a variable is a number or a small
 tensor (a *tile*) spread over the registers of its threads, and `tl.load` and `tl.store` move tiles from and to memory
 at tensors of addresses, where `mask` says. What is annotated `tl.constexpr` is known when the kernel is compiled.
 
+What looks odd and why: `kernel[(n,)](...)` launches n programs; an `if` on what is known when compiling chooses code, on
+a number of the GPU it branches; `tl.full((), 0, tl.int64)` is a number with a type, where a plain 0 would be an int32
+that cannot become an int64 later; and `tl.debug_barrier()` makes a program's threads wait for each other, so that one
+can load from memory what another has stored.
+
 Rounding. The kernels are compiled with `enable_fp_fusion=False`, so that a * b + c keeps its two roundings (an FMA
-changes 17 % of the q of law section 1), and divide by `tl.div_rn`, since `/` need not be correctly rounded.
+changes 17 % of the q of law section 1), and `divide` below, since `/` need not be correctly rounded.
 """
 
 import triton
@@ -58,10 +63,20 @@ def at_or_above(rank, index, last_rank, last_index):
 
 
 @triton.jit
+def divide(a, b):
+    """fl(a / b) of float32 numbers, correctly rounded, denormals kept.
+
+    In float64 and rounded once more, which gives the same: a quotient of two 24-bit integers lies too far from the
+    midpoints of float32 (`fastsample/reference.py`). Before Triton 3.6, `tl.div_rn` flushes denormals.
+    """
+    return (a.to(tl.float64) / b.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
 def scale_of(temperature):
     """Law section 1: c = min(fl(log2e / T), FLT_MAX)."""
     greedy = temperature == 0.0
-    c = tl.div_rn(tl.zeros_like(temperature) + LOG2E, tl.where(greedy, 1.0, temperature))
+    c = divide(tl.zeros_like(temperature) + LOG2E, tl.where(greedy, 1.0, temperature))
     return tl.where(greedy | (c > FLOAT_MAX), FLOAT_MAX, c)
 
 
@@ -194,7 +209,7 @@ def shift_of_probabilities(largest, bits):
 def share_of(z):
     """Law section 5: fl(1 / fl(Z * 2^-40))."""
     total = z.to(tl.float32) * 2.0**-40
-    return tl.div_rn(tl.zeros_like(total) + 1.0, total)
+    return divide(tl.zeros_like(total) + 1.0, total)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from .law import INFINITY, NAN_RANK, rank_of
 
 
 @triton.jit
-def tokens_at(data, stride, vocab, index, shape):
+def values_at(data, stride, vocab, index, shape):
     """The logits at a tile of indices, in their own dtype; beyond the row's end what is never kept."""
     beyond = 0.0 if shape.probabilities else -INFINITY
     return tl.load(data + index.to(tl.int64) * stride, mask=index < vocab, other=beyond)
@@ -22,7 +22,7 @@ def row_at(logits, source, vocab, shape):
     """A row, as the steps pass it on: where it is, its stride and length, and its tokens if it is resident."""
     data = logits.data + source * logits.row_stride
     if shape.resident:
-        return data, logits.stride, vocab, tokens_at(data, logits.stride, vocab, tl.arange(0, shape.block), shape)
+        return data, logits.stride, vocab, values_at(data, logits.stride, vocab, tl.arange(0, shape.block), shape)
     else:
         return data, logits.stride, vocab, 0
 
@@ -38,10 +38,10 @@ def widen(x):
 
 
 @triton.jit
-def tokens(row, index, shape):
+def values(row, index, shape):
     """Float32 logits at a tile of indices."""
     data, stride, vocab, _ = row
-    return widen(tokens_at(data, stride, vocab, index, shape))
+    return widen(values_at(data, stride, vocab, index, shape))
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def block_as_it_is(row, chunk, shape):
     if shape.resident:
         return resident
     else:
-        return tokens_at(data, stride, vocab, indices_of_block(chunk, shape), shape)
+        return values_at(data, stride, vocab, indices_of_block(chunk, shape), shape)
 
 
 @triton.jit

@@ -45,5 +45,5 @@ def first_maximum(row, peak, first_rank, shape):
     """The lowest index among the maxima. Reads one chunk again."""
     chunk = tl.min(tl.where(peak == first_rank, tl.arange(0, shape.chunks), shape.chunks), axis=0)
     index = chunk * shape.chunk + tl.arange(0, shape.chunk)
-    rank = load.ranks(load.tokens(row, index, shape), shape)
+    rank = load.ranks(load.values(row, index, shape), shape)
     return tl.min(tl.where(rank == first_rank, index, 0x7FFFFFFF), axis=0)

@@ -22,8 +22,9 @@ _RESIDENT_BYTES = 16 << 10
 _BLOCK = 2048
 _TOKENS_PER_THREAD = 8
 _RESIDENT_TOKENS_PER_THREAD = 16
-# Four times top_k: the bound lets through a few more than k, and of tied logits many more.
-_SHORTEST_LIST, _LONGEST_LIST, _LIST_PER_K = 256, 4096, 4
+# The bound lets through a few more than top_k, and of tied logits many more. Two sizes, since each is compiled for.
+_SHORT_LIST, _LONG_LIST, _LARGEST_SHORT_K = 1024, 4096, 256
+_SHORTEST_LIST = 256  # of rows that have no more tokens
 _TOKENS_PER_PART = 4096
 # Programs for each multiprocessor: the registers of `maximum_kernel` let 8 of 8 warps run, of the others 2 or 3.
 _WAVES = 4
@@ -49,7 +50,9 @@ class Division(NamedTuple):
     warps: int
 
 
-def choose(vocab: int, rows: int, bytes_per_token: int, largest_k: int, device: torch.device) -> Division:
+def choose(
+    vocab: int, rows: int, bytes_per_token: int, largest_k: int, has_top_p: bool, device: torch.device
+) -> Division:
     """The division of a call.
 
     Args:
@@ -57,21 +60,40 @@ def choose(vocab: int, rows: int, bytes_per_token: int, largest_k: int, device: 
         rows: output rows.
         bytes_per_token: 4 or 2.
         largest_k: the largest top_k there can be among the rows; 0 where there is none.
+        has_top_p: whether there can be rows with top_p.
         device: where it is to run.
     """
     if _forced is not None:
         return _forced
-    tuned = tuning.remembered(vocab, rows, bytes_per_token, largest_k, device)
-    return tuned or by_default(vocab, rows, bytes_per_token, largest_k, multiprocessors_of(device))
+    default = by_default(vocab, rows, bytes_per_token, largest_k, multiprocessors_of(device))
+    tuned = tuning.remembered(vocab, rows, bytes_per_token, largest_k, has_top_p, device)
+    if tuned is None:
+        return default
+    division = tuned._replace(list=default.list)
+    return division if is_possible(division, vocab) else default
+
+
+def is_possible(division: Division, vocab: int) -> bool:
+    """Whether the kernels can run so: a file may say anything."""
+    sizes = (division.chunk, division.block, division.list, division.warps)
+    return (
+        all(type(size) is int and size > 0 and size & (size - 1) == 0 for size in sizes)
+        and type(division.parts) is int
+        and division.parts >= 1
+        and max(64, division.chunk) <= division.block <= 1 << 16
+        and vocab <= division.chunk * _MOST_CHUNKS
+        and division.warps <= 16
+        and (not division.resident or (vocab <= division.block and division.parts == 1))
+    )
 
 
 @functools.lru_cache(maxsize=1024)
 def by_default(vocab: int, rows: int, bytes_per_token: int, largest_k: int, multiprocessors: int) -> Division:
     """What `choose` takes where nothing was measured: a function of its arguments alone."""
     chunk = max(_SMALLEST_CHUNK, triton.next_power_of_2(-(-vocab // _MOST_CHUNKS)))
-    wanted = triton.next_power_of_2(_LIST_PER_K * largest_k) if largest_k else _LONGEST_LIST
-    candidates = min(_LONGEST_LIST, max(_SHORTEST_LIST, wanted))
+    candidates = _SHORT_LIST if 0 < largest_k <= _LARGEST_SHORT_K else _LONG_LIST
     length = triton.next_power_of_2(max(vocab, chunk))
+    candidates = min(candidates, max(_SHORTEST_LIST, length))
     if length * bytes_per_token <= _RESIDENT_BYTES:
         warps = max(4, length // (32 * _RESIDENT_TOKENS_PER_THREAD))
         return Division(chunk, length, candidates, True, 1, warps)

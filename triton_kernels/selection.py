@@ -77,9 +77,13 @@ def mass_of_chunks(scratch, sizes, shape):
 def of_row(row, weighing, scratch, peak, first_rank, top_k, top_p, has_top_k, has_top_p, least, order, sizes, shape):
     """The cut of a row by reading it again: rank and index of the last token that top_k and top_p keep.
 
-    Leaves the weight that each chunk keeps in the scratch memory.
+    Two steps of one loop, so that its code is there once: top_k by count, then top_p by weight of its base, what ranks
+    at or above (base_rank, base_index). In each, the last token kept has a rank in (low, high]; what ranks at or above
+    `low` measures `before`, less than the target, and what ranks at or above `high` measures `reached`, enough; at most
+    `members` tokens lie between. Leaves the weight that each chunk keeps in the scratch memory: `summed` says whether
+    that is so already.
     """
-    last_rank = tl.full((), LAST_RANK, tl.int32)
+    last_rank = tl.full((), weigh.last_rank_of(shape), tl.int32)
     last_index = sizes.vocab - 1
     base_rank = last_rank
     base_index = last_index

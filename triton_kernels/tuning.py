@@ -24,20 +24,21 @@ _FIELDS = 6  # of a division
 
 
 class Key(NamedTuple):
-    """The calls that share a measured division: powers of two of rows, and whether top_k is small."""
+    """The calls that share a measured division."""
 
     gpu: str
     vocab: int
     rows: int  # rounded up to a power of two
     bytes_per_token: int
-    small_k: bool
+    filters: str  # which of top_k and top_p there are
 
     def __str__(self) -> str:
-        return f"{self.gpu}|V={self.vocab}|B={self.rows}|{8 * self.bytes_per_token} bit|{'k' if self.small_k else '-'}"
+        return f"{self.gpu}|V={self.vocab}|B={self.rows}|{8 * self.bytes_per_token} bit|{self.filters}"
 
 
-def key_of(vocab: int, rows: int, bytes_per_token: int, largest_k: int, device: torch.device) -> Key:
-    return Key(_name(device), vocab, 1 << (rows - 1).bit_length(), bytes_per_token, 0 < largest_k <= 512)
+def key_of(vocab: int, rows: int, bytes_per_token: int, largest_k: int, has_top_p: bool, device: torch.device) -> Key:
+    filters = " ".join(("top_k",) * (largest_k > 0) + ("top_p",) * has_top_p) or "plain"
+    return Key(_name(device), vocab, 1 << (rows - 1).bit_length(), bytes_per_token, filters)
 
 
 @functools.cache
@@ -56,21 +57,23 @@ def _known() -> dict[str, list[int]]:
     """What the file says; where there is none, or it is none of ours, nothing."""
     try:
         known = json.loads(file().read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # a user without a home is the last
         return {}
     if not isinstance(known, dict):
         return {}
     return {key: fields for key, fields in known.items() if isinstance(fields, list) and len(fields) == _FIELDS}
 
 
-def remembered(vocab: int, rows: int, bytes_per_token: int, largest_k: int, device: torch.device) -> "Division | None":
+def remembered(
+    vocab: int, rows: int, bytes_per_token: int, largest_k: int, has_top_p: bool, device: torch.device
+) -> "Division | None":
     """The division that `tune` found fastest for such calls, or None. The file is read once a process."""
     known = _known()
     if not known:
         return None
     from .policy import Division
 
-    fields = known.get(str(key_of(vocab, rows, bytes_per_token, largest_k, device)))
+    fields = known.get(str(key_of(vocab, rows, bytes_per_token, largest_k, has_top_p, device)))
     if fields is None:
         return None
     chunk, block, candidates, resident, parts, warps = fields
@@ -99,7 +102,7 @@ def tune(
     """Measure how best to divide calls like one, and remember it for every process of this user.
 
     Each of `candidates` is compiled, run and timed. Later calls of the same vocabulary, dtype and GPU, with as many
-    rows (to the next power of two), take the fastest.
+    rows (to the next power of two) and the same of top_k and top_p, whatever their values, take the fastest.
 
     Args:
         logits: [batch, vocab] on a GPU, like those to be sampled: the same dtype, size and kind of rows.
@@ -110,12 +113,18 @@ def tune(
         Milliseconds by division, the fastest first.
 
     Raises:
+        TypeError, ValueError: bad logits, top_k or top_p.
         RuntimeError: the logits are not on a GPU and nothing else is given to time with.
     """
     import fastsample
+    from fastsample import arguments
 
     from . import policy
 
+    arguments.check_logits(logits)
+    filters = arguments.normalise_filters(0.8, top_k, top_p, 0.0, "top_k_first", logits.shape[0], logits.device)
+    if logits.dim() != 2 or filters.top_k_rows is not None or filters.top_p_rows is not None:
+        raise ValueError("logits, top_k, top_p: tuning takes logits [batch, vocab], and numbers for top_k and top_p")
     if milliseconds is None:
         if not logits.is_cuda:
             raise RuntimeError(f"logits: on {logits.device}; tuning measures a GPU, so they have to be on one")
@@ -123,8 +132,9 @@ def tune(
 
         milliseconds = do_bench_cudagraph
     rows, vocab = logits.shape
-    arguments = (vocab, rows, logits.element_size(), top_k)
-    default = policy.by_default(*arguments, policy.multiprocessors_of(logits.device))
+    largest_k = max(0, min(top_k, vocab))
+    like = (vocab, rows, logits.element_size(), largest_k)
+    default = policy.by_default(*like, policy.multiprocessors_of(logits.device))
 
     def draw() -> Tensor:
         return fastsample.sample(logits, 0.8, top_k, top_p, seed=1, backend="triton")
@@ -135,11 +145,12 @@ def tune(
             draw()  # compiles
             measured[division] = milliseconds(draw)
     fastest = sorted(measured, key=lambda division: measured[division])
-    _remember(key_of(*arguments, logits.device), fastest[0])
+    _remember(key_of(*like, top_p < 1, logits.device), fastest[0])
     return {str(division): measured[division] for division in fastest}
 
 
 def _remember(key: Key, division: Iterable[int]) -> None:
+    _known.cache_clear()  # what others have written since
     known = {**_known(), str(key): [int(field) for field in division]}
     path = file()
     path.parent.mkdir(parents=True, exist_ok=True)

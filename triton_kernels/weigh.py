@@ -10,6 +10,7 @@ import triton.language as tl
 from . import gather, load
 from .law import (
     LARGEST_WEIGHT,
+    LAST_RANK,
     at_or_above,
     logit_of,
     scale_of,
@@ -43,6 +44,15 @@ def weights(x, weighing, shape):
         return weight_of_probability(x, shift)
     else:
         return weight_of_logit(x, m, c)
+
+
+@triton.jit
+def last_rank_of(shape):
+    """The last rank that a token can have whose weight counts: of a probability, that of 0."""
+    if shape.probabilities:
+        return 0
+    else:
+        return LAST_RANK
 
 
 @triton.jit

@@ -5,7 +5,8 @@ kernel), numbers, or in `Shape` constants that the kernel is compiled for.
 
 Triton compiles a kernel anew when an integer becomes 1 or a multiple of 16, or stops being one: seconds, in the middle
 of serving (and `do_not_specialize` does not reach into tuples). Logits' strides and the vocabulary are meant to be
-known so, for 16-byte loads; every other integer goes through `coded`, which is never either.
+known so, for 16-byte loads; every other integer goes through `coded`, which is never either. What is still compiled
+for: dtypes, `Shape` (so top_k at most 256, or larger), and for each tensor whether it begins at a multiple of 16 bytes.
 """
 
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ class Randomness(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """A matrix of token ids, read or written."""
+    """A matrix of token ids, or of one number for each, read or written."""
 
     data: Any
     row_stride: Any  # coded

@@ -68,7 +68,9 @@ def triton_mismatches(device: str, backend: str = "triton") -> Iterator[str]:
                 parameters = Work.parse(key).parameters(3)
                 name = f"Triton, sample {key}"
                 yield from _differing(name, typed, device, backend, parameters)
-                alone = policy.choose(vocab, 3, typed.element_size(), vocab, torch.device(device))._replace(parts=1)
+                alone = policy.choose(vocab, 3, typed.element_size(), vocab, True, torch.device(device))._replace(
+                    parts=1
+                )
                 if not alone.resident:
                     with policy.forced(alone):
                         yield from _differing(f"{name}, one program a row", typed, device, backend, parameters)

@@ -209,7 +209,14 @@ class _Runner:
         found = {}
         for key, job in jobs.items():
             largest_k = job.vocab if job.work.per_row else min(job.work.top_k, job.vocab)
-            division = policy.choose(job.vocab, job.batch, first.element_size(), largest_k, first.device)
+            division = policy.choose(
+                job.vocab,
+                job.batch,
+                first.element_size(),
+                largest_k,
+                job.work.per_row or job.work.top_p < 1,
+                first.device,
+            )
             found[key] = [int(field) for field in division]
         return found
 
