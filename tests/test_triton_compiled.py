@@ -135,8 +135,8 @@ def replaced(kernel: Kernel, stage: str, old: str, new: str, count: int = -1) ->
     [
         ("sm_90", "ptx", "mul.rn.f32", "mul.f32", "may be fused: mul.f32"),
         ("sm_90", "ptx", "add.rn.f32", "add.rn.ftz.f32", "flushes denormals: add.rn.ftz.f32"),
-        ("sm_90", "ptx", "div.rn.f32", "div.full.f32", "approximate: div.full.f32"),
-        ("sm_90", "ttir", "tt.precise_divf", "arith.divf", "approximate: arith.divf in law.py"),
+        ("sm_90", "ptx", "div.rn.f64", "div.rz.f64", "rounded otherwise: div.rz.f64"),
+        ("sm_90", "ttir", "tt.bitcast", "arith.divf", "approximate: arith.divf in law.py"),
         ("sm_90", "llir", "= fmul ", "= fmul contract ", "may be fused or reordered: = fmul contract"),
         ("gfx942", "llir", "= fmul ", "= fmul nnan arcp ", "may be fused or reordered: = fmul nnan arcp"),
         ("gfx942", "amdgcn", "v_mul_f32", "v_fma_f32", "fused: 1 multiply-adds that no division accounts for"),

@@ -29,6 +29,7 @@ _PTX = {
     "may be fused": r"(?:add|sub|mul)\.(?!rn\.)\S*f32\S*",
     "flushes denormals": r"[a-z]\S*\.ftz\S*f(?:32|16)\S*",
     "approximate": r"[a-z]\S*\.(?:approx|full)\S*f(?:32|16)\S*",
+    "rounded otherwise": r"div\.(?!rn\.)\S*f64",
 }
 _AMD = {
     "approximate": r"v_(?:exp|log|sqrt|rsq|sin|cos)_f32",
@@ -84,13 +85,14 @@ def _instructions(kernel: Kernel) -> Iterator[str]:
                 if not allowed_here.fullmatch(instruction):
                     yield f"{rule}: {instruction}"
 
-    divides = "tt.precise_divf" in kernel.texts["ttir"]
+    # law.py divides in float64, and rounds once more.
+    divides = re.search(r"arith\.divf [^\n]* : f64 ", kernel.texts["ttir"]) is not None
     yield from found(_LLVM, kernel.texts["llir"])
     if "ptx" in kernel.texts:
         ptx = re.sub(r"//.*", "", kernel.texts["ptx"])
         yield from found(_PTX, ptx)
-        if divides and "div.rn.f32" not in ptx:
-            yield "approximate: no div.rn.f32"
+        if divides and "div.rn.f64" not in ptx:
+            yield "approximate: no div.rn.f64"
     else:
         text = kernel.texts["amdgcn"]
         yield from found(_AMD, text)
@@ -102,5 +104,5 @@ def _instructions(kernel: Kernel) -> Iterator[str]:
         fused = sum(len(_AMD_FUSED.findall(line)) for line in text.splitlines() if not _TWO_TO_32.search(line))
         if fused != 5 * divisions:
             yield f"fused: {fused - 5 * divisions} multiply-adds that no division accounts for"
-        if divides and not divisions:
-            yield "approximate: no v_div_fixup_f32"
+        if divides and "v_div_fixup_f64" not in text:
+            yield "approximate: no v_div_fixup_f64"

@@ -5,10 +5,10 @@ many *programs* at once, each with its own value of `tl.program_id`. Inside one,
 tensor (a *tile*) spread over the registers of its threads, and `tl.load` and `tl.store` move tiles from and to memory
 at tensors of addresses, where `mask` says. What is annotated `tl.constexpr` is known when the kernel is compiled.
 
-What looks odd and why: `kernel[(n,)](...)` launches n programs; an `if` on what is known when compiling chooses code, on
-a number of the GPU it branches; `tl.full((), 0, tl.int64)` is a number with a type, where a plain 0 would be an int32
-that cannot become an int64 later; and `tl.debug_barrier()` makes a program's threads wait for each other, so that one
-can load from memory what another has stored.
+What looks odd and why: `kernel[(n,)](...)` launches n programs; an `if` on what is known when compiling chooses code,
+on a number of the GPU it branches; `tl.full((), 0, tl.int64)` is a number with a type, where a plain 0 would be an
+int32 that cannot become an int64 later; and `tl.debug_barrier()` makes a program's threads wait for each other, so that
+one can load from memory what another has stored.
 
 Rounding. The kernels are compiled with `enable_fp_fusion=False`, so that a * b + c keeps its two roundings (an FMA
 changes 17 % of the q of law section 1), and `divide` below, since `/` need not be correctly rounded.
