@@ -70,8 +70,9 @@ def test_contents(wheel: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "fastsample").rglob("*.py")}
     expected |= {
         f"fastsample/{path.relative_to(ROOT)}"
+        for folder in ("benchmarks", "triton_kernels")
         for pattern in ("*.py", "*.cu")
-        for path in (ROOT / "benchmarks").rglob(pattern)
+        for path in (ROOT / folder).rglob(pattern)
     }
     objects = {native_objects.CPU_OBJECT, native_objects.CUDA_OBJECT}
     expected |= {f"fastsample/{path.name}" for path in objects if path.exists()} | {"fastsample/py.typed"}
