@@ -79,7 +79,7 @@ def narrow(
     per_block: tl.constexpr = shape.block // shape.chunk
     pivot0, pivot1, pivot2, pivot3 = pivot_at(pivots, 0), pivot_at(pivots, 1), pivot_at(pivots, 2), pivot_at(pivots, 3)
     # Summed up by thread, and over the threads once: with a sum over all of them for each block and pivot, a token took
-    # 132 instructions (sm_90) in place of 58.
+    # 132 instructions in place of 78 (counted for sm_90, with eight pivots).
     sums0 = tl.zeros([shape.block // 4], tl.int64)
     sums1, sums2, sums3, total = sums0, sums0, sums0, sums0
     for chunk in range(first, last, per_block):
