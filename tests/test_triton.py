@@ -225,6 +225,13 @@ def test_logits_of_a_real_model(filter_name: str) -> None:
         agree.check_tokens(TRITON, Call(row, None, agree.FILTERS[filter_name], agree.SEEDED, 2))
 
 
+def test_reads_of_logits_of_a_real_model() -> None:
+    """Three for top_p alone, in each of them: a guess that misses takes more."""
+    with policy.forced(LARGE._replace(block=1 << 14, parts=1)):
+        for row in real_logits():
+            assert 3.0 <= reads_of(row[None], agree.FILTERS["p .9"]) <= 3.03
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("filter_name", agree.FILTERS)
 @pytest.mark.parametrize("name", agree.HOSTILE_ROWS)

@@ -18,7 +18,9 @@ _HALVINGS: tl.constexpr = tl.constexpr(13)
 _OCTAVES: tl.constexpr = tl.constexpr(40.0)
 _DEVIATIONS: tl.constexpr = tl.constexpr(2.5)
 _NEAR: tl.constexpr = tl.constexpr(0.25)  # octaves around the guess, over which the mass per octave is taken
-_NARROWEST: tl.constexpr = tl.constexpr(1.0 / 256)
+_WIDEST: tl.constexpr = tl.constexpr(4.0)  # octaves to either side
+# Of the parts between the pivots: the sample's count of tokens is a guess too.
+_SHARE_OF_LIST: tl.constexpr = tl.constexpr(0.7)
 
 
 @triton.jit
@@ -62,7 +64,7 @@ def guessed_pivots(row, peak, weighing, top_p, shape):
     """Pivots around the rank at which a sample of the row says that `top_p` of its mass is reached, int64.
 
     A chunk's peak counts as itself, and one other token of it, at a place that varies, for all the rest. The pivots
-    reach 2.5 standard deviations, of what the sample says of that mass, to either side.
+    reach 2.5 standard deviations, of what the sample says of that mass, to either side, and farther if the list has room.
     """
     chunk = tl.arange(0, shape.chunks)
     within = ((chunk.to(tl.uint32) * 0x9E3779B1) >> 16) % shape.chunk
@@ -89,6 +91,14 @@ def guessed_pivots(row, peak, weighing, top_p, shape):
     near_peaks = tl.where(tl.abs(depth_of_peak - below) <= _NEAR, peak_mass, 0.0)
     near_rest = tl.where(tl.abs(depth_of_rest - below) <= _NEAR, rest_mass, 0.0)
     mass_per_octave = tl.sum(near_peaks + near_rest, axis=0) / (2.0 * _NEAR)
-    width = tl.minimum(deviation * _DEVIATIONS / tl.maximum(mass_per_octave, total * 1e-6) + _NARROWEST, _OCTAVES)
+    width = deviation * _DEVIATIONS / tl.maximum(mass_per_octave, total * 1e-6)
+    # And as far as the list has room: where few tokens hold the mass, the sample misses those that share a chunk.
+    near_count = tl.sum((tl.abs(depth_of_peak - below) <= _NEAR).to(tl.int32), axis=0)
+    near_count += shape.chunk * tl.sum(
+        ((tl.abs(depth_of_rest - below) <= _NEAR) & (rest_mass > 0)).to(tl.int32), axis=0
+    )
+    tokens_per_octave = tl.maximum(near_count, 1).to(tl.float32) / (2.0 * _NEAR)
+    width = tl.maximum(width, (1.0 / tokens_per_octave) * (shape.list * (PIVOTS - 1) * 0.5 * _SHARE_OF_LIST))
+    width = tl.minimum(width, _WIDEST)
     place = tl.arange(0, PIVOTS).to(tl.float32) * (2.0 / (PIVOTS - 1)) - 1.0
     return rank_at(below + width * place, weighing, shape).to(tl.int64)
