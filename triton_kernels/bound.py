@@ -64,7 +64,7 @@ def guessed_pivots(row, peak, weighing, top_p, shape):
     """Pivots around the rank at which a sample of the row says that `top_p` of its mass is reached, int64.
 
     A chunk's peak counts as itself, and one other token of it, at a place that varies, for all the rest. The pivots
-    reach 2.5 standard deviations, of what the sample says of that mass, to either side, and farther if the list has room.
+    reach 2.5 standard deviations, of what the sample says of that mass, to either side; farther if the list has room.
     """
     chunk = tl.arange(0, shape.chunks)
     within = ((chunk.to(tl.uint32) * 0x9E3779B1) >> 16) % shape.chunk
