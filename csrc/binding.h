@@ -72,16 +72,28 @@ class Parameters {
   const int64_t rows_;
 };
 
-// The arguments that every operator shares, in schema order, as one parameter pack: named here and nowhere else.
-#define FASTSAMPLE_FILTERS                                                                                        \
-  double temperature, const std::optional<Tensor>&temperature_rows, int64_t top_k,                                \
-      const std::optional<Tensor>&top_k_rows, double top_p, const std::optional<Tensor>&top_p_rows, double min_p, \
-      const std::optional<Tensor>&min_p_rows, int64_t order
-#define FASTSAMPLE_BATCH_FILTERS(parameters, probabilities)                                                           \
-  BatchFilters {                                                                                                      \
-    parameters.of_float("temperature", temperature, temperature_rows), parameters.of_int("top_k", top_k, top_k_rows), \
-        parameters.of_float("top_p", top_p, top_p_rows), parameters.of_float("min_p", min_p, min_p_rows),             \
-        static_cast<Order>(order), probabilities                                                                      \
+// The arguments that operators share, in schema order, each as one parameter pack: named here and nowhere else. Two
+// rows' filters in one call have a prefix to tell them apart.
+#define FASTSAMPLE_FILTERS(prefix)                                                                         \
+  double prefix##temperature, const std::optional<Tensor>&prefix##temperature_rows, int64_t prefix##top_k, \
+      const std::optional<Tensor>&prefix##top_k_rows, double prefix##top_p,                                \
+      const std::optional<Tensor>&prefix##top_p_rows, double prefix##min_p,                                \
+      const std::optional<Tensor>&prefix##min_p_rows, int64_t prefix##order
+#define FASTSAMPLE_BATCH_FILTERS(parameters, prefix, probabilities)                                                 \
+  BatchFilters {                                                                                                    \
+    parameters.of_float(#prefix "temperature", prefix##temperature, prefix##temperature_rows),                      \
+        parameters.of_int(#prefix "top_k", prefix##top_k, prefix##top_k_rows),                                      \
+        parameters.of_float(#prefix "top_p", prefix##top_p, prefix##top_p_rows),                                    \
+        parameters.of_float(#prefix "min_p", prefix##min_p, prefix##min_p_rows), static_cast<Order>(prefix##order), \
+        probabilities                                                                                               \
+  }
+#define FASTSAMPLE_RANDOMNESS                                                                                   \
+  int64_t seed, const std::optional<Tensor>&seed_rows, int64_t offset, const std::optional<Tensor>&offset_rows, \
+      int64_t stream, const std::optional<Tensor>&stream_rows, bool stream_per_row
+#define FASTSAMPLE_BATCH_RANDOMNESS(parameters)                                                   \
+  BatchRandomness {                                                                               \
+    parameters.of_int("seed", seed, seed_rows), parameters.of_int("offset", offset, offset_rows), \
+        parameters.of_int("stream", stream, stream_rows), stream_per_row                          \
   }
 
 // The operators on a backend. It is constructed from the logits, which it checks to be on a device of its kind; it says
@@ -89,10 +101,8 @@ class Parameters {
 // pointers.
 template <class Backend>
 struct Operators {
-  static void sample(Tensor out, const Tensor& logits, const std::optional<Tensor>& indices, FASTSAMPLE_FILTERS,
-                     int64_t seed, const std::optional<Tensor>& seed_rows, int64_t offset,
-                     const std::optional<Tensor>& offset_rows, int64_t stream, const std::optional<Tensor>& stream_rows,
-                     bool stream_per_row, bool replacement, bool probabilities) {
+  static void sample(Tensor out, const Tensor& logits, const std::optional<Tensor>& indices, FASTSAMPLE_FILTERS(),
+                     FASTSAMPLE_RANDOMNESS, bool replacement, bool probabilities) {
     const Backend backend(logits);
     const Batch batch = batch_of(logits, order, probabilities);
     STD_TORCH_CHECK(out.dim() == 2 && backend.holds(out) && out.scalar_type() == ScalarType::Long,
@@ -106,35 +116,33 @@ struct Operators {
       STD_TORCH_CHECK(rows == batch.rows, "out: ", rows, " rows for ", batch.rows, " rows of logits");
     }
     const Parameters<Backend> parameters(backend, rows);
-    const BatchRandomness randomness{parameters.of_int("seed", seed, seed_rows),
-                                     parameters.of_int("offset", offset, offset_rows),
-                                     parameters.of_int("stream", stream, stream_rows), stream_per_row};
+    const BatchRandomness randomness = FASTSAMPLE_BATCH_RANDOMNESS(parameters);
     const Tokens tokens{static_cast<int64_t*>(out.mutable_data_ptr()), rows, out.size(1), out.stride(0), out.stride(1)};
     backend.sample(batch, indices ? static_cast<const int64_t*>(indices->const_data_ptr()) : nullptr,
-                   indices ? indices->stride(0) : 0, FASTSAMPLE_BATCH_FILTERS(parameters, probabilities), randomness,
+                   indices ? indices->stride(0) : 0, FASTSAMPLE_BATCH_FILTERS(parameters, , probabilities), randomness,
                    replacement, tokens);
   }
 
-  static Tensor filter_logits(const Tensor& logits, FASTSAMPLE_FILTERS) {
+  static Tensor filter_logits(const Tensor& logits, FASTSAMPLE_FILTERS()) {
     const Backend backend(logits);
     const Batch batch = batch_of(logits, order, false);
     const Parameters<Backend> parameters(backend, batch.rows);
     Tensor out = torch::stable::new_empty(logits, {batch.rows, batch.vocab});
-    backend.filter_logits(batch, FASTSAMPLE_BATCH_FILTERS(parameters, false), out.mutable_data_ptr());
+    backend.filter_logits(batch, FASTSAMPLE_BATCH_FILTERS(parameters, , false), out.mutable_data_ptr());
     return out;
   }
 
-  static Tensor filtered_probs(const Tensor& logits, FASTSAMPLE_FILTERS) {
+  static Tensor filtered_probs(const Tensor& logits, FASTSAMPLE_FILTERS()) {
     const Backend backend(logits);
     const Batch batch = batch_of(logits, order, false);
     const Parameters<Backend> parameters(backend, batch.rows);
     Tensor out = torch::stable::new_empty(logits, {batch.rows, batch.vocab}, ScalarType::Float);
-    backend.filtered_probs(batch, FASTSAMPLE_BATCH_FILTERS(parameters, false),
+    backend.filtered_probs(batch, FASTSAMPLE_BATCH_FILTERS(parameters, , false),
                            static_cast<float*>(out.mutable_data_ptr()));
     return out;
   }
 
-  static Tensor log_probs(const Tensor& logits, const Tensor& tokens, FASTSAMPLE_FILTERS) {
+  static Tensor log_probs(const Tensor& logits, const Tensor& tokens, FASTSAMPLE_FILTERS()) {
     const Backend backend(logits);
     const Batch batch = batch_of(logits, order, false);
     STD_TORCH_CHECK(tokens.dim() == 2 && tokens.size(0) == batch.rows && backend.holds(tokens) &&
@@ -144,7 +152,7 @@ struct Operators {
     Tensor out = torch::stable::new_empty(logits, {batch.rows, tokens.size(1)}, ScalarType::Float);
     const ConstTokens wanted{static_cast<const int64_t*>(tokens.const_data_ptr()), batch.rows, tokens.size(1),
                              tokens.stride(0), tokens.stride(1)};
-    backend.log_probs(batch, FASTSAMPLE_BATCH_FILTERS(parameters, false), wanted,
+    backend.log_probs(batch, FASTSAMPLE_BATCH_FILTERS(parameters, , false), wanted,
                       static_cast<float*>(out.mutable_data_ptr()));
     return out;
   }
@@ -157,8 +165,5 @@ struct Operators {
     library.impl("log_probs", TORCH_BOX(&log_probs));
   }
 };
-
-#undef FASTSAMPLE_FILTERS
-#undef FASTSAMPLE_BATCH_FILTERS
 
 }  // namespace fastsample::binding

@@ -3,22 +3,42 @@
 from importlib.metadata import version as _version
 
 from fastsample import integrations
+from fastsample.adjustments import BadWords, LogitBias, LogitsAdjustments, TokenLists, pack_bitmask
+from fastsample.arguments import History
 from fastsample.backends import BackendStatus, backends
+from fastsample.full_sampling import SampleOutput, sample_full
 from fastsample.sampling import sample
 from fastsample.torch_dropins import multinomial, patch_torch
-from fastsample.transforms import filter_logits, filtered_probs, log_probs, softmax
+from fastsample.transforms import (
+    filter_logits,
+    filtered_log_probs,
+    filtered_probs,
+    log_probs,
+    process_logits,
+    softmax,
+)
 
 __version__ = _version("fastsample")
 
 __all__ = [
     "BackendStatus",
+    "BadWords",
+    "History",
+    "LogitBias",
+    "LogitsAdjustments",
+    "SampleOutput",
+    "TokenLists",
     "backends",
     "filter_logits",
+    "filtered_log_probs",
     "filtered_probs",
     "integrations",
     "log_probs",
     "multinomial",
+    "pack_bitmask",
     "patch_torch",
+    "process_logits",
     "sample",
+    "sample_full",
     "softmax",
 ]

@@ -65,6 +65,34 @@ class Randomness(NamedTuple):
     stream_per_row: bool
 
 
+class Edits(NamedTuple):
+    """What requests change in the logits (law section 0), in the order of the schemas; None where there is nothing."""
+
+    allowed: Tensor | None = None  # int32 [batch, at least ceil(vocab / 32)], a bit a token
+    bits: Tensor | None = None  # int32 [batch, ceil(vocab / 32)], a bit an edit
+    before: Tensor | None = None  # int32, the shape of bits: the row's edits in earlier words
+    values: Tensor | None = None  # float32 [batch, n], in token order
+
+
+class History(NamedTuple):
+    """Where the first token of each row is recorded (law section 7), in the order of the schemas."""
+
+    tokens: Tensor | None = None  # int64 [batch, n]
+    lengths: Tensor | None = None  # int64 [batch]
+    counts: Tensor | None = None  # int32 [batch, vocab]
+
+
+class Details(NamedTuple):
+    """What a call writes about its draws (law section 7), in the order of the schemas; None where nobody asks."""
+
+    logprobs: Tensor | None = None  # float32 [batch, num_samples]
+    raw_logprobs: Tensor | None = None  # float32 [batch, num_samples]
+    ranks: Tensor | None = None  # int64 [batch, num_samples]
+    top_tokens: Tensor | None = None  # int64 [batch, n], n at most 32
+    top_logprobs: Tensor | None = None  # float32, the shape of top_tokens, given with it
+    numbers: Tensor | None = None  # int64 [batch, 8]
+
+
 def check_logits(logits: Tensor) -> int:
     """The number of rows of `logits`; raises unless it is a dense [batch, vocab] or [vocab] that the kernels take."""
     if not isinstance(logits, Tensor):
@@ -100,7 +128,7 @@ def normalise_filters(
     temperature_rows = top_k_rows = top_p_rows = min_p_rows = None
     if not (type(temperature) is float and temperature >= 0.0):
         if isinstance(temperature, Tensor):
-            temperature_rows = _real_rows("temperature", temperature, batch, device)
+            temperature_rows = real_rows("temperature", temperature, batch, device)
             temperature = 1.0
         else:
             temperature = _real_number("temperature", temperature, None)
@@ -113,13 +141,13 @@ def normalise_filters(
             top_k = max(-1, min(integer_number("top_k", top_k), _INT64_MAX))
     if not (type(top_p) is float and 0.0 <= top_p <= 1.0):
         if isinstance(top_p, Tensor):
-            top_p_rows = _real_rows("top_p", top_p, batch, device)
+            top_p_rows = real_rows("top_p", top_p, batch, device)
             top_p = 1.0
         else:
             top_p = _real_number("top_p", top_p, 1.0)
     if not (type(min_p) is float and 0.0 <= min_p <= 1.0):
         if isinstance(min_p, Tensor):
-            min_p_rows = _real_rows("min_p", min_p, batch, device)
+            min_p_rows = real_rows("min_p", min_p, batch, device)
             min_p = 0.0
         else:
             min_p = _real_number("min_p", min_p, 1.0)
@@ -139,7 +167,7 @@ def normalise_indices(indices: Any, logits: Tensor) -> Tensor:
     _check_integer_dtype("indices", indices)
     if indices.dim() != 1:
         raise ValueError(f"indices: got {describe(indices)}; accepted: shape [batch]")
-    _check_device("indices", indices, logits.device)
+    check_device("indices", indices, logits.device)
     return _to_int64(indices)
 
 
@@ -156,7 +184,7 @@ def normalise_tokens(tokens: Any, logits: Tensor) -> Tensor:
         accepted = f"shape [{batch}] or [{batch}, n], one row per row of logits"
     if not fits:
         raise ValueError(f"tokens: got {describe(tokens)}; accepted: {accepted}")
-    _check_device("tokens", tokens, logits.device)
+    check_device("tokens", tokens, logits.device)
     rows = _to_int64(tokens)
     if logits.dim() == 1:
         return rows.view(1, -1) if rows.dim() == 0 else rows.unsqueeze(0)
@@ -179,7 +207,7 @@ def check_out(out: Any, shape: tuple[int, ...], device: torch.device) -> None:
         raise TypeError(f"out: got dtype {out.dtype}; accepted: torch.int64")
     if out.shape != shape:
         raise ValueError(f"out: got shape {list(out.shape)}; accepted: {list(shape)}, the shape of the result")
-    _check_device("out", out, device)
+    check_device("out", out, device)
     if out.layout is not torch.strided:
         raise TypeError("out: got a sparse tensor; accepted: a dense (strided) one")
     if has_overlap(out):
@@ -229,7 +257,7 @@ def integer_number(name: str, value: Any, tensors: str = ", or an integer tensor
     return int(value)
 
 
-def _real_rows(name: str, rows: Tensor, batch: int, device: torch.device) -> Tensor:
+def real_rows(name: str, rows: Tensor, batch: int, device: torch.device) -> Tensor:
     if rows.dtype not in _REAL_DTYPES:
         raise TypeError(
             f"{name}: got dtype {rows.dtype}; accepted: float32, float64 (rounded to float32), float16 or bfloat16"
@@ -242,6 +270,32 @@ def integer_rows(name: str, rows: Tensor, batch: int, device: torch.device) -> T
     _check_integer_dtype(name, rows)
     _check_rows(name, rows, batch, device)
     return _to_int64(rows)
+
+
+def integer_vector(name: str, values: Any, size: int | None, device: torch.device) -> Tensor:
+    """An integer tensor [size], or of any length where `size` is None, as int64; raises where it is none."""
+    return _integer_tensor(name, values, (size,), device)
+
+
+def integer_matrix(name: str, values: Any, batch: int, device: torch.device) -> Tensor:
+    """An integer tensor [batch, any], as int64; raises where it is none."""
+    return _integer_tensor(name, values, (batch, None), device)
+
+
+def _integer_tensor(name: str, values: Any, sizes: tuple[int | None, ...], device: torch.device) -> Tensor:
+    accepted = f"an integer tensor [{', '.join('any' if size is None else str(size) for size in sizes)}]"
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: got {describe(values)}; accepted: {accepted}")
+    _check_integer_dtype(name, values)
+    if values.layout is not torch.strided or values.is_nested:
+        raise TypeError(f"{name}: got a sparse or nested tensor; accepted: a dense (strided) one")
+    fits = len(sizes) == values.dim() and all(
+        size in (None, given) for size, given in zip(sizes, values.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name}: got {describe(values)}; accepted: {accepted}")
+    check_device(name, values, device)
+    return _to_int64(values)
 
 
 def _to_int64(rows: Tensor) -> Tensor:
@@ -261,10 +315,10 @@ def _check_rows(name: str, rows: Tensor, batch: int, device: torch.device) -> No
             f"{name}: got a tensor of shape {list(rows.shape)}; accepted: a number, a 0-d tensor or shape [{batch}], "
             "one value per output row"
         )
-    _check_device(name, rows, device)
+    check_device(name, rows, device)
 
 
-def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.device != device:
         raise ValueError(f"{name}: got a tensor on {tensor.device}; accepted: on the device of the logits, {device}")
 

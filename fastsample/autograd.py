@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample.arguments import Filters
+from fastsample.reference_full import KeptSums, kept_places
 
 _NO_FILTER_GRADIENT = (None,) * len(Filters._fields)
 
@@ -70,6 +71,28 @@ def _log_probs_backward(filtered_probs: Callable[..., Tensor], ctx: Any, gradien
     return scaled.to(logits.dtype), None, *_NO_FILTER_GRADIENT
 
 
+def _save_kept_log_probs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, tokens, kept_tokens, kept_offsets, temperature, temperature_rows = inputs
+    ctx.temperature = temperature
+    ctx.save_for_backward(logits, tokens, kept_tokens, kept_offsets, temperature_rows, output)
+
+
+def _kept_log_probs_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    logits, tokens, kept_tokens, kept_offsets, temperature_rows, log_probs = ctx.saved_tensors
+    rows, vocab = logits.shape
+    row, inside = kept_places(kept_tokens, kept_offsets, rows, vocab)
+    sums = KeptSums(logits, kept_tokens, row, inside, ctx.temperature, temperature_rows)
+    moving = torch.where(log_probs.isfinite(), gradient, 0.0).double()
+    share = torch.exp2(sums.exponent) / (sums.z.double() * 2.0**-40)[row]
+    slope = torch.where(sums.temperature == 0, 0.0, sums.temperature.reciprocal())
+    at_kept = torch.where(inside, -moving.sum(dim=1)[row] * share * slope[row], 0.0)
+    result = torch.zeros_like(logits, dtype=torch.float32)
+    place = row, torch.where(inside, kept_tokens, 0)
+    result.index_put_(place, at_kept.float(), accumulate=True)
+    result.scatter_add_(1, torch.where(log_probs.isfinite(), tokens, 0), (moving * slope[:, None]).float())
+    return result.to(logits.dtype), None, None, None, None, None
+
+
 def register(library: torch.library.Library, filtered_probs: Callable[..., Tensor]) -> None:
     """Register the gradients of one namespace's transforms.
 
@@ -85,5 +108,6 @@ def register(library: torch.library.Library, filtered_probs: Callable[..., Tenso
         ("filter_logits", _filter_logits_backward, _save_filter_logits),
         ("filtered_probs", _filtered_probs_backward, _save_filtered_probs),
         ("log_probs", log_probs_backward, _save_log_probs),
+        ("kept_log_probs", _kept_log_probs_backward, _save_kept_log_probs),
     ):
         torch.library.register_autograd(f"{library.ns}::{name}", backward, setup_context=setup, lib=library)

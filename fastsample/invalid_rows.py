@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample.arguments import Filters
+from fastsample.reference_edits import ENTRIES_IGNORED, INVALID_PENALTY
 
 _NAMED_ROWS = 8
 
@@ -25,26 +26,49 @@ def check_errors(errors: Any, device: torch.device) -> None:
 
 
 @torch.compiler.disable(reason='errors="raise" looks at the tokens; in a compiled graph use errors="sentinel"')
-def raise_for_invalid_rows(tokens: Tensor, logits: Tensor, indices: Tensor | None, filters: Filters) -> None:
+def raise_for_invalid_rows(
+    tokens: Tensor, logits: Tensor, indices: Tensor | None, filters: Filters, edit_status: Tensor | None = None
+) -> None:
     """Raise a ValueError that names the invalid rows and their reasons; return when there is none. Synchronises a GPU.
 
     Args:
         tokens: [batch, num_samples], as the operator wrote it. A valid row's first draw is never -1: its largest weight
             is kept and is at least 1 (law section 3).
         logits, indices, filters: what the operator was given.
+        edit_status: int32 [batch], what `find_edits` says of the rows' adjustments (law section 0), or None.
     """
+    if edit_status is not None:
+        _raise_for_ignored_entries(edit_status)
     invalid = (tokens[:, 0] < 0).nonzero().flatten()
     count = invalid.numel()
     if count == 0:
         return
     rows = invalid[:_NAMED_ROWS].tolist()
-    named = [f"row {row}: {'; '.join(_reasons(row, logits, indices, filters))}" for row in rows]
+    named = [f"row {row}: {'; '.join(_reasons(row, logits, indices, filters, edit_status))}" for row in rows]
     more = f"; and {count - _NAMED_ROWS} more" if count > _NAMED_ROWS else ""
     raise ValueError(f"{count} of {tokens.shape[0]} rows cannot be sampled: {'; '.join(named)}{more}")
 
 
-def _reasons(row: int, logits: Tensor, indices: Tensor | None, filters: Filters) -> list[str]:
+def _raise_for_ignored_entries(edit_status: Tensor) -> None:
+    rows = (edit_status & ENTRIES_IGNORED).nonzero().flatten()
+    if rows.numel() > 0:
+        listed = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", ..." if rows.numel() > _NAMED_ROWS else "")
+        raise ValueError(
+            f"adjustments: {rows.numel()} of {edit_status.numel()} rows ({listed}) have a token id outside the "
+            "vocabulary, a length outside its list, an offset outside its data or an empty bad word; accepted: ids "
+            "from 0 to vocab - 1, lengths up to the columns, and offsets that rise from 0 to the number of entries"
+        )
+
+
+def _reasons(
+    row: int, logits: Tensor, indices: Tensor | None, filters: Filters, edit_status: Tensor | None
+) -> list[str]:
     reasons = []
+    if edit_status is not None and int(edit_status[row]) & INVALID_PENALTY:
+        reasons.append(
+            "a penalty is out of range, accepted: repetition_penalty above 0 and finite, presence_penalty and "
+            "frequency_penalty finite"
+        )
     parameters = (
         ("temperature", filters.temperature_rows, float("inf")),
         ("top_p", filters.top_p_rows, 1.0),
@@ -68,4 +92,4 @@ def _reasons(row: int, logits: Tensor, indices: Tensor | None, filters: Filters)
         reasons.append(f"{nan.numel()} of its logits are NaN, the first at token {int(nan[0])}")
     elif bool((values == float("-inf")).all()):
         reasons.append("every logit is -inf")
-    return reasons
+    return reasons or ["the adjustments leave no token, or make a logit NaN"]

@@ -1,4 +1,4 @@
-"""The operators: every schema once, what implements it, and its fake (shape-only) version beside it.
+"""The operators of `schemas.py`, and what implements each of them.
 
 There are three namespaces with the same schemas. In ``fastsample`` CPU and CUDA tensors go to the native objects where
 those are loaded, GPU tensors to Triton where they are not, and everything else goes to the reference;
@@ -25,23 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample import autograd, native_objects, reference
+from fastsample import autograd, native_objects, reference, reference_edits, reference_full, reference_speculative
+from fastsample.schemas import OPERATORS
 
-_FILTERS = (
-    "float temperature, Tensor? temperature_rows, int top_k, Tensor? top_k_rows, "
-    "float top_p, Tensor? top_p_rows, float min_p, Tensor? min_p_rows, int order"
-)
-_RANDOMNESS = (
-    "int seed, Tensor? seed_rows, int offset, Tensor? offset_rows, int stream, Tensor? stream_rows, bool stream_per_row"
-)
-_SAMPLE = (
-    f"(Tensor(a!) out, Tensor logits, Tensor? indices, {_FILTERS}, {_RANDOMNESS}, "
-    "bool replacement, bool probabilities) -> ()"
-)
-_FILTER_LOGITS = f"(Tensor logits, {_FILTERS}) -> Tensor"
-_FILTERED_PROBS = f"(Tensor logits, {_FILTERS}) -> Tensor"
-_LOG_PROBS = f"(Tensor logits, Tensor tokens, {_FILTERS}) -> Tensor"
-_DRAW_SEED = "(Tensor(a!) seed_and_offset) -> ()"
 _CPU_INSTRUCTION_SET = "(int level) -> int"
 _CUDA_SHAPE = "(Tensor logits, int rows) -> int[]"
 _CUDA_FORCE_SHAPE = "(int blocks, int threads, bool cluster, bool resident, bool overlaps) -> ()"
@@ -60,31 +46,18 @@ class Ops(NamedTuple):
     filter_logits: Callable[..., Tensor]
     filtered_probs: Callable[..., Tensor]
     log_probs: Callable[..., Tensor]
+    find_edits: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    sample_full: Callable[..., None]
+    kept_tokens: Callable[..., Tensor]
+    kept_log_probs: Callable[..., Tensor]
+    fixed_probs_at: Callable[..., Tensor]
+    random_words: Callable[..., Tensor]
+    sample_residual: Callable[..., None]
     draw_seed: Callable[[Tensor], None]
 
 
 def _draw_seed(seed_and_offset: Tensor) -> None:
     seed_and_offset.random_()
-
-
-def _draw_seed_fake(seed_and_offset: Tensor) -> None:
-    return None
-
-
-def _sample_fake(out: Tensor, *_: object) -> None:
-    return None
-
-
-def _filter_logits_fake(logits: Tensor, *_: object) -> Tensor:
-    return logits.new_empty(logits.shape)
-
-
-def _filtered_probs_fake(logits: Tensor, *_: object) -> Tensor:
-    return logits.new_empty(logits.shape, dtype=torch.float32)
-
-
-def _log_probs_fake(logits: Tensor, tokens: Tensor, *_: object) -> Tensor:
-    return logits.new_empty(tokens.shape, dtype=torch.float32)
 
 
 def _triton_kernels() -> ModuleType:
@@ -95,6 +68,9 @@ def _triton_kernels() -> ModuleType:
 def _on_triton(name: str) -> Callable[..., Any]:
     """The Triton implementation of an operator."""
 
+    if name not in _HAS_TRITON_KERNEL:
+        return _REFERENCE[name]
+
     def run(*arguments: Any) -> Any:
         return getattr(_triton_kernels(), name)(*arguments)
 
@@ -103,31 +79,37 @@ def _on_triton(name: str) -> Callable[..., Any]:
 
 def _define(library: torch.library.Library, implementation: Callable[[str], Callable[..., Any]]) -> Ops:
     """Define every operator in one namespace, with an implementation for whatever has no kernel of its own."""
-    operators = (
-        ("sample", _SAMPLE, implementation("sample"), _sample_fake),
-        ("filter_logits", _FILTER_LOGITS, implementation("filter_logits"), _filter_logits_fake),
-        ("filtered_probs", _FILTERED_PROBS, implementation("filtered_probs"), _filtered_probs_fake),
-        ("log_probs", _LOG_PROBS, implementation("log_probs"), _log_probs_fake),
-        ("draw_seed", _DRAW_SEED, _draw_seed, _draw_seed_fake),
-    )
     overloads = {}
-    for name, schema, kernel, fake in operators:
+    for name, operator in OPERATORS.items():
         # flexible_layout: the kernels take any strides, so a compiler must not copy an input into another layout for
         # them.
         tags = [torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout]
         if name == "draw_seed":
             tags.append(torch.Tag.nondeterministic_seeded)
-        library.define(name + schema, tags=tags)
-        library.impl(name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+        library.define(name + operator.schema, tags=tags)
+        library.impl(name, implementation(name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{library.ns}::{name}", operator.fake, lib=library)
         overloads[name] = getattr(getattr(torch.ops, library.ns), name).default
     autograd.register(library, overloads["filtered_probs"])
     return Ops(**overloads)
 
 
-def _of_reference(name: str) -> Callable[..., Any]:
-    implementation: Callable[..., Any] = getattr(reference, name)
-    return implementation
+_REFERENCE: dict[str, Callable[..., Any]] = {
+    "sample": reference.sample,
+    "filter_logits": reference.filter_logits,
+    "filtered_probs": reference.filtered_probs,
+    "log_probs": reference.log_probs,
+    "find_edits": reference_edits.find_edits,
+    "sample_full": reference_full.sample_full,
+    "kept_tokens": reference_full.kept_tokens,
+    "kept_log_probs": reference_full.kept_log_probs,
+    "fixed_probs_at": reference_speculative.fixed_probs_at,
+    "random_words": reference_speculative.random_words,
+    "sample_residual": reference_speculative.sample_residual,
+    "draw_seed": _draw_seed,
+}
+# Of the others, for which there is no Triton kernel, the reference runs on a GPU too.
+_HAS_TRITON_KERNEL = ("sample", "filter_logits", "filtered_probs", "log_probs")
 
 
 # The libraries live as long as the module: their registrations go when they are collected.
@@ -138,8 +120,8 @@ _library.define("cpu_instruction_set" + _CPU_INSTRUCTION_SET, tags=[torch.Tag.pt
 _library.define("cuda_shape" + _CUDA_SHAPE, tags=[torch.Tag.pt2_compliant_tag])
 _library.define("cuda_force_shape" + _CUDA_FORCE_SHAPE, tags=[torch.Tag.pt2_compliant_tag])
 
-compiled: Ops = _define(_library, _of_reference)
-reference_only: Ops = _define(_reference_library, _of_reference)
+compiled: Ops = _define(_library, _REFERENCE.__getitem__)
+reference_only: Ops = _define(_reference_library, _REFERENCE.__getitem__)
 triton_only: Ops = _define(_triton_library, _on_triton)
 
 cpu_status: str = native_objects.load(native_objects.CPU_OBJECT)
@@ -164,7 +146,7 @@ def _load_cuda_kernels() -> None:
     cuda_status = reason or native_objects.load(native_objects.CUDA_OBJECT)
     triton_runs_here = torch.version.cuda is None or min(capabilities) >= OLDEST_TRITON_CAPABILITY
     if cuda_status != "ok" and triton_runs_here and triton_status() == "ok":
-        for name in ("sample", "filter_logits", "filtered_probs", "log_probs"):
+        for name in _HAS_TRITON_KERNEL:
             _library.impl(name, _on_triton(name), "CUDA")
         runs_gpu_tensors = "Triton"
 

@@ -149,6 +149,12 @@ def maximum(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return value.gather(1, first), first
 
 
+def exponent_scale(temperature: Tensor) -> Tensor:
+    """Law section 1: c = min(fl(log2e / T), FLT_MAX), float64 like the temperature."""
+    # A tensor over a tensor: torch computes number / tensor as number * reciprocal, which rounds twice.
+    return fl(torch.full_like(temperature, _LOG2E) / temperature).clamp(max=_FLT_MAX)
+
+
 def exponents(key: Tensor, value: Tensor, temperature: Tensor) -> Tensor:
     """Law section 1: d_i, the base-2 exponent of each token's weight before it is cut into n_i + f_i.
 
@@ -159,8 +165,7 @@ def exponents(key: Tensor, value: Tensor, temperature: Tensor) -> Tensor:
     """
     m, first = maximum(key, value)
     temperature = temperature[:, None]
-    # A tensor over a tensor: torch computes number / tensor as number * reciprocal, which rounds twice.
-    c = fl(torch.full_like(temperature, _LOG2E) / temperature).clamp(max=_FLT_MAX)
+    c = exponent_scale(temperature)
     difference = fl(value - m)
     d = fl(difference * c)
     d = torch.where(difference == -math.inf, -math.inf, d)  # T = inf has c = 0, and -inf * 0 would be NaN
@@ -221,14 +226,14 @@ class RowFilters(NamedTuple):
         )
 
 
-def _row_floats(number: float, rows: Tensor | None, batch: int, device: torch.device) -> Tensor:
+def row_floats(number: float, rows: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """A float parameter of every row, rounded to float32 as the law asks of Python floats, as float64 [batch]."""
     if rows is None:
         return fl(torch.full((batch,), number, dtype=torch.float64, device=device))
     return widen(rows).expand(batch)
 
 
-def _row_integers(number: int, rows: Tensor | None, batch: int, device: torch.device) -> Tensor:
+def row_integers(number: int, rows: Tensor | None, batch: int, device: torch.device) -> Tensor:
     """An integer parameter of every row, int64 [batch]."""
     if rows is None:
         return torch.full((batch,), number, dtype=torch.int64, device=device)
@@ -241,10 +246,10 @@ def row_filters(filters: Filters, batch: int, logits: Tensor) -> RowFilters:
     top_k_off = filters.top_k_rows is None and not 0 < filters.top_k < vocab
     top_p_off = filters.top_p_rows is None and filters.top_p == 1.0
     return RowFilters(
-        _row_floats(filters.temperature, filters.temperature_rows, batch, device),
-        _row_integers(filters.top_k, filters.top_k_rows, batch, device),
-        _row_floats(filters.top_p, filters.top_p_rows, batch, device),
-        _row_floats(filters.min_p, filters.min_p_rows, batch, device),
+        row_floats(filters.temperature, filters.temperature_rows, batch, device),
+        row_integers(filters.top_k, filters.top_k_rows, batch, device),
+        row_floats(filters.top_p, filters.top_p_rows, batch, device),
+        row_floats(filters.min_p, filters.min_p_rows, batch, device),
         filters.order,
         not (top_k_off and top_p_off),
     )
@@ -301,7 +306,11 @@ def _filters_valid(filters: RowFilters) -> Tensor:
 
 def rows_of_logits(logits: Tensor, filters: RowFilters) -> Row:
     """Law sections 1 to 3 for a block of rows of logits [rows, vocab], one entry of `filters` each."""
-    key, value = load(logits)
+    return rows_of_loaded(*load(logits), filters)
+
+
+def rows_of_loaded(key: Tensor, value: Tensor, filters: RowFilters) -> Row:
+    """Law sections 1 to 3 for a block of rows as `load` returns them."""
     valid = (key.abs() <= _INFINITY_KEY).all(dim=1) & (key.amax(dim=1) > -_INFINITY_KEY)
     valid = valid & (filters.temperature >= 0) & _filters_valid(filters)
     d = exponents(key, value, filters.temperature)
@@ -346,16 +355,16 @@ def random_words(seed: Tensor, offset: Tensor, stream: Tensor, draw: Tensor) -> 
     return torch.where(odd, o2, o0) | (torch.where(odd, o3, o1) << 32)
 
 
-def row_words(randomness: Randomness, batch: int, num_samples: int, device: torch.device) -> Tensor:
-    """Law section 4: the words of draws 0 to num_samples - 1 of every output row, int64 [batch, num_samples]."""
-    stream = _row_integers(randomness.stream, randomness.stream_rows, batch, device)
+def row_words(randomness: Randomness, batch: int, count: int, device: torch.device, first: int = 0) -> Tensor:
+    """Law section 4: the words of `count` draws, from number `first` on, of every output row, int64 [batch, count]."""
+    stream = row_integers(randomness.stream, randomness.stream_rows, batch, device)
     if randomness.stream_per_row:
         stream = stream + torch.arange(batch, device=device)
     return random_words(
-        _row_integers(randomness.seed, randomness.seed_rows, batch, device)[:, None],
-        _row_integers(randomness.offset, randomness.offset_rows, batch, device)[:, None],
+        row_integers(randomness.seed, randomness.seed_rows, batch, device)[:, None],
+        row_integers(randomness.offset, randomness.offset_rows, batch, device)[:, None],
         stream[:, None],
-        torch.arange(num_samples, device=device),
+        torch.arange(first, first + count, device=device),
     )
 
 
@@ -432,7 +441,7 @@ def log_probabilities_of(row: Row, tokens: Tensor) -> Tensor:
 # --- whole tensors, block by block
 
 
-def _blocks(batch: int, elements_per_row: int) -> Iterator[slice]:
+def blocks(batch: int, elements_per_row: int) -> Iterator[slice]:
     """Slices of rows, so that temporaries stay bounded however large the batch is (one row is never cut)."""
     step = max(1, _BLOCK_ELEMENTS // max(1, elements_per_row))
     return (slice(start, min(start + step, batch)) for start in range(0, batch, step))
@@ -460,7 +469,7 @@ def kept_set(logits: Tensor, filters: Filters, probabilities: bool = False) -> T
         return kept
     per_row = row_filters(filters, logits.shape[0], logits)
     describe = rows_of_probabilities if probabilities else rows_of_logits
-    for part in _blocks(*logits.shape):
+    for part in blocks(*logits.shape):
         kept[part] = describe(logits[part], per_row.rows(part)).kept
     return kept
 
@@ -485,7 +494,7 @@ def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any)
     per_row = row_filters(filters, batch, logits)
     words = row_words(randomness, batch, num_samples, logits.device)
     describe = rows_of_probabilities if probabilities else rows_of_logits
-    for part in _blocks(batch, max(vocab, num_samples)):
+    for part in blocks(batch, max(vocab, num_samples)):
         if indices is None:
             weight = describe(logits[part], per_row.rows(part)).weight
         else:
@@ -506,7 +515,7 @@ def filter_logits(logits: Tensor, *filters: Any) -> Tensor:
     if logits.numel() == 0:
         return result
     per_row = row_filters(Filters(*filters), logits.shape[0], logits)
-    for part in _blocks(*logits.shape):
+    for part in blocks(*logits.shape):
         row = rows_of_logits(logits[part], per_row.rows(part))
         kept = torch.where(row.kept, logits[part].detach(), -math.inf)
         result[part] = torch.where(row.valid[:, None], kept, math.nan)
@@ -523,7 +532,7 @@ def filtered_probs(logits: Tensor, *filters: Any) -> Tensor:
     if logits.numel() == 0:
         return result
     per_row = row_filters(Filters(*filters), logits.shape[0], logits)
-    for part in _blocks(*logits.shape):
+    for part in blocks(*logits.shape):
         result[part] = probabilities_of(rows_of_logits(logits[part], per_row.rows(part)))
     return result
 
@@ -539,7 +548,7 @@ def log_probs(logits: Tensor, tokens: Tensor, *filters: Any) -> Tensor:
     if logits.numel() == 0:
         return result
     per_row = row_filters(Filters(*filters), logits.shape[0], logits)
-    for part in _blocks(*logits.shape):
+    for part in blocks(*logits.shape):
         row = rows_of_logits(logits[part], per_row.rows(part))
         result[part] = log_probabilities_of(row, tokens[part])
     return result

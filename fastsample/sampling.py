@@ -4,8 +4,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from fastsample import arguments, ops
+from fastsample.adjustments import LogitsAdjustments, find_edits, normalise
+from fastsample.arguments import Details, History
 from fastsample.backends import select
 from fastsample.invalid_rows import check_errors, raise_for_invalid_rows
 from fastsample.randomness import check_sources, generated, seeded
@@ -29,6 +32,7 @@ def sample(
     backend: str = "auto",
     out: Tensor | None = None,
     errors: Literal["sentinel", "raise"] = "sentinel",
+    **adjustments: Unpack[LogitsAdjustments],
 ) -> Tensor:
     """Draw a token of every row of `logits`, or several, by the sampling law.
 
@@ -72,6 +76,8 @@ def sample(
             does: "sentinel" gives -1; "raise" raises a ValueError that names rows and reasons. "raise" looks at the
             tokens, so it makes a GPU synchronise, breaks a torch.compile graph and is an error under CUDA graph
             capture.
+        adjustments: penalties, bias, bad words, minimum length, allowed tokens and bitmasks, applied before all of the
+            above; each is described in `fastsample.LogitsAdjustments`. None of them costs nothing.
 
     Returns:
         int64 tokens: [batch], or [batch, num_samples]; for 1-D logits 0-d, or [num_samples].
@@ -114,7 +120,13 @@ def sample(
         torch.autograd.graph.increment_version(out)
     rows = logits.unsqueeze(0) if one_row else logits
     tokens = out if len(shape) == 2 else out.view(batch, num_samples or 1)
-    chosen.sample(tokens, rows, indices, *filters, *randomness, replacement, False)
+    status = None
+    if adjustments:
+        named = normalise(adjustments, batch, rows.shape[1], device)
+        edits, status = find_edits(chosen, rows, indices, batch, named)
+        chosen.sample_full(tokens, rows, indices, *filters, *randomness, replacement, *edits, *History(), *Details())
+    else:
+        chosen.sample(tokens, rows, indices, *filters, *randomness, replacement, False)
     if errors == "raise":
-        raise_for_invalid_rows(tokens, rows, indices, filters)
+        raise_for_invalid_rows(tokens, rows, indices, filters, status)
     return out

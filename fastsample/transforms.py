@@ -9,13 +9,17 @@ TypeError or ValueError for bad arguments before any work. An invalid row (law s
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import Unpack
 
-from fastsample import arguments
+from fastsample import arguments, reference_edits
+from fastsample.adjustments import LogitsAdjustments, TokenLists, check_lists, find_edits, normalise
 from fastsample.arguments import Filters
 from fastsample.backends import select
 from fastsample.ops import Ops
 
 Order = Literal["top_k_first", "min_p_first", "joint"]
+
+_NO_FILTERS = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
 
 
 def softmax(logits: Tensor, temperature: float | Tensor = 1.0, *, backend: str = "auto") -> Tensor:
@@ -139,6 +143,86 @@ def log_probs(
     rows, filters, operators = _prepare(logits, temperature, top_k, top_p, min_p, order, backend)
     token_rows = arguments.normalise_tokens(tokens, logits)
     return operators.log_probs(rows, token_rows, *filters).view(tokens.shape)
+
+
+def filtered_log_probs(
+    logits: Tensor,
+    tokens: Tensor,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
+    *,
+    kept: TokenLists | None = None,
+    order: Order = "top_k_first",
+    backend: str = "auto",
+) -> Tensor:
+    """Log-probabilities of sampled tokens over the support they were sampled from, for a trainer.
+
+    With `kept`, the kept set that `sample_full(..., kept_set=True)` returned, the support is the sampler's, whatever
+    the trainer's logits would keep themselves: with equal logits the result equals the sampler's `logprobs`. Without it
+    the filters are applied to these logits anew, and a token that they now leave out has -inf. Differentiable with
+    respect to the logits, with the support held fixed; beyond the logits nothing of their size is saved.
+
+    Args:
+        logits: [batch, vocab] or [vocab], float32, float16 or bfloat16; the vocabulary is 1 to 2^22 tokens.
+        tokens: integer tensor of token ids, on the device of the logits: [batch] or [batch, n] for 2-D logits, 0-d or
+            [n] for 1-D logits.
+        temperature: at least 0; the logits are divided by it.
+        top_k, top_p, min_p: as for `log_probs`; only without `kept`, which stands for them.
+        kept: the kept tokens of each row: `tokens` [total] in any order, each once, and `offsets` [batch + 1].
+        order: what top_p measures its share of: "top_k_first", "min_p_first" or "joint".
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+
+    Returns:
+        float32 in the shape of `tokens`: -inf for a token outside the support, NaN for an id outside [0, vocab) without
+            `kept`, and in an invalid row (with `kept`: one whose kept set is empty or holds a NaN).
+
+    Raises:
+        TypeError, ValueError: a bad argument, or filters beside `kept`. RuntimeError: the backend is not usable here.
+
+    Source: docs/law.md, section 5.
+    """
+    if kept is None:
+        return log_probs(logits, tokens, temperature, top_k, top_p, min_p, order=order, backend=backend)
+    rows, filters, operators = _prepare(logits, temperature, top_k, top_p, min_p, order, backend)
+    if filters._replace(temperature=1.0, temperature_rows=None) != _NO_FILTERS._replace(order=filters.order):
+        raise ValueError(
+            "kept: given together with top_k, top_p or min_p; the kept set stands for them, leave them out"
+        )
+    batch, device = rows.shape[0], rows.device
+    kept_tokens, kept_offsets = check_lists("kept", kept, batch, device)
+    token_rows = arguments.normalise_tokens(tokens, logits)
+    of_rows: Tensor = operators.kept_log_probs(
+        rows, token_rows, kept_tokens, kept_offsets, filters.temperature, filters.temperature_rows
+    )
+    return of_rows.view(tokens.shape)
+
+
+def process_logits(logits: Tensor, *, backend: str = "auto", **adjustments: Unpack[LogitsAdjustments]) -> Tensor:
+    """The logits that `sample(logits, **adjustments)` draws from, as a tensor (law section 0).
+
+    For the functions that take no adjustments themselves, and to look at; `sample` and `sample_full` never write them.
+    No gradient flows through it.
+
+    Args:
+        logits: [batch, vocab] or [vocab], float32, float16 or bfloat16; the vocabulary is 1 to 2^22 tokens.
+        backend: "auto", "cpu", "cuda", "triton" or "reference".
+        adjustments: see `fastsample.LogitsAdjustments`.
+
+    Returns:
+        float32 in the shape of the logits: -inf for what is banned or not allowed. A row with invalid penalties has NaN
+            at token 0.
+
+    Raises:
+        TypeError, ValueError: a bad argument. RuntimeError: the backend is not usable here.
+    """
+    batch = arguments.check_logits(logits)
+    rows = logits.unsqueeze(0) if logits.dim() == 1 else logits
+    operators = select(backend, logits.device)
+    named = normalise(adjustments, batch, rows.shape[1], logits.device)
+    edits, _ = find_edits(operators, rows, None, batch, named)
+    return reference_edits.process(rows, edits).view(logits.shape)
 
 
 def _prepare(

@@ -37,7 +37,7 @@ def maximum_kernel(logits, sources, filters, sizes, scratch, parts, shape):
     source, exists = source_of(sources, row, sizes)
     first, last = part_of(part, parts, sizes, shape)
     if exists:
-        maximum.sweep(load.row_at(logits, source, sizes.vocab, shape), words, first, last, shape)
+        maximum.sweep(load.row_at(logits, source, row, sizes.vocab, shape), words, first, last, shape)
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def bound_kernel(logits, sources, filters, sizes, scratch, shape):
         peak = maximum.peaks(words, sizes, shape)
         first_rank = tl.min(peak, axis=0)
         if maximum.valid(first_rank, shape):
-            logits_row = load.row_at(logits, source, sizes.vocab, shape)
+            logits_row = load.row_at(logits, source, row, sizes.vocab, shape)
             weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
             cut.store_pivots(words, bound.guessed_pivots(logits_row, peak, weighing, top_p, shape), shape)
 
@@ -68,7 +68,7 @@ def narrow_kernel(logits, sources, filters, sizes, scratch, parts, shape):
     if exists & selection.valid_filters(temperature, top_p, min_p, shape) & (has_top_k == 0) & has_top_p:
         first_rank = tl.min(maximum.peaks(words, sizes, shape), axis=0)
         if maximum.valid(first_rank, shape):
-            logits_row = load.row_at(logits, source, sizes.vocab, shape)
+            logits_row = load.row_at(logits, source, row, sizes.vocab, shape)
             weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
             least = selection.least_weight(min_p, weighing, shape)
             least = tl.where(plain(filters.order) == ORDER_MIN_P_FIRST, least, 0)
@@ -127,7 +127,7 @@ def weigh_kernel(logits, sources, filters, sizes, scratch, parts, shape):
                 first, last = part_of(part, parts, sizes, shape)
                 least_of_base = tl.where(plain(filters.order) == ORDER_MIN_P_FIRST, tl.maximum(least, 1), 1)
                 weigh.sweep(
-                    load.row_at(logits, source, sizes.vocab, shape),
+                    load.row_at(logits, source, row, sizes.vocab, shape),
                     weighing,
                     words,
                     first,
@@ -156,7 +156,7 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
         invalid(target, words, sizes, shape, draws)
         return
 
-    logits_row = load.row_at(logits, source, sizes.vocab, shape)
+    logits_row = load.row_at(logits, source, row, sizes.vocab, shape)
     if shape.resident:
         gather.clear(words, shape)
         maximum.sweep(logits_row, words, 0, sizes.chunks, shape)

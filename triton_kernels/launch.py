@@ -121,7 +121,7 @@ def _prepare(
     largest_k = vocab if filters.top_k_rows is not None else max(0, min(filters.top_k, vocab))
     has_top_p = filters.top_p_rows is not None or filters.top_p < 1
     division = policy.choose(vocab, rows, logits.element_size(), largest_k, has_top_p, logits.device)
-    shape = policy.shape_of(division, vocab, probabilities)
+    shape = policy.shape_of(division, vocab, probabilities, False)
     scratch = torch.empty(rows * work.scratch_words(shape), dtype=torch.int64, device=logits.device)
     floats = scratch.view(torch.float32)
     return _Call(

@@ -59,6 +59,25 @@ def at_or_above(rank, index, last_rank, last_index):
     return (rank < last_rank) | ((rank == last_rank) & (index <= last_index))
 
 
+# --- law section 0: edits
+
+
+@triton.jit
+def number_of_bits(word):
+    """How many bits of int32 words are set. LLVM knows this for what GPUs have one instruction for."""
+    word = word.to(tl.uint32, bitcast=True)
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def bits_below(word, bit):
+    """How many bits of int32 words are set below bit number `bit`."""
+    return number_of_bits(word & ((1 << bit) - 1))
+
+
 # --- law section 1: weights
 
 

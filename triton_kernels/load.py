@@ -1,13 +1,15 @@
-"""load: logits from memory to float32, anywhere in memory and in any strides.
+"""load: logits from memory to float32, anywhere in memory and in any strides, as requests have edited them.
 
 Reads what it is asked for, once. A row that fits into a program's registers is loaded whole, and later steps find it
-there (`resident`); of any other, they load the part that they are at.
+there (`resident`); of any other, they load the part that they are at. Of a call with edits each load looks up the bits
+of its tokens, a 32nd of them, and the few values that they name; of one without nothing of this is compiled.
 """
 
 import triton
 import triton.language as tl
 
-from .law import INFINITY, NAN_RANK, rank_of
+from .law import INFINITY, NAN_RANK, bits_below, rank_of
+from .work import plain
 
 
 @triton.jit
@@ -18,13 +20,53 @@ def values_at(data, stride, vocab, index, shape):
 
 
 @triton.jit
-def row_at(logits, source, vocab, shape):
-    """A row, as the steps pass it on: where it is, its stride and length, and its tokens if it is resident."""
+def row_at(logits, source, number, vocab, shape):
+    """A row, as the steps pass it on: where it is, its stride and length, its edits, its tokens if it is resident.
+
+    source: the row of logits. number: the output row, which edits are indexed by.
+    """
     data = logits.data + source * logits.row_stride
+    edits = edits_of(logits.edits, number, shape)
     if shape.resident:
-        return data, logits.stride, vocab, values_at(data, logits.stride, vocab, tl.arange(0, shape.block), shape)
+        index = tl.arange(0, shape.block)
+        x = values_at(data, logits.stride, vocab, index, shape)
+        if shape.edited:
+            x = edited(widen(x), index, vocab, edits)
+        return data, logits.stride, vocab, edits, x
     else:
-        return data, logits.stride, vocab, 0
+        return data, logits.stride, vocab, edits, 0
+
+
+@triton.jit
+def edits_of(edits, number, shape):
+    """The edits of an output row: where its words and values are, and how many words there are."""
+    if shape.edited:
+        words = plain(edits.words)
+        return (
+            edits.allowed + number * plain(edits.allowed_row_stride),
+            plain(edits.allowed_stride),
+            edits.bits + number * words,
+            edits.before + number * words,
+            edits.values + number * plain(edits.capacity),
+            words,
+        )
+    else:
+        return 0
+
+
+@triton.jit
+def edited(x, index, vocab, edits):
+    """Law section 0: float32 logits at a tile of indices as the row's edits leave them."""
+    allowed, stride, bits, before, values, words = edits
+    word = index >> 5
+    bit = index & 31
+    inside = index < vocab
+    mask = tl.load(allowed + word.to(tl.int64) * stride, mask=inside & (stride >= 0), other=-1)
+    x = tl.where(((mask >> bit) & 1) != 0, x, -INFINITY)
+    mask = tl.load(bits + word, mask=inside & (words > 0), other=0)
+    replaced = ((mask >> bit) & 1) != 0
+    place = tl.load(before + word, mask=replaced, other=0) + bits_below(mask, bit)
+    return tl.where(replaced, tl.load(values + place, mask=replaced, other=0.0), x)
 
 
 @triton.jit
@@ -40,8 +82,11 @@ def widen(x):
 @triton.jit
 def values(row, index, shape):
     """Float32 logits at a tile of indices."""
-    data, stride, vocab, _ = row
-    return widen(values_at(data, stride, vocab, index, shape))
+    data, stride, vocab, edits, _ = row
+    x = widen(values_at(data, stride, vocab, index, shape))
+    if shape.edited:
+        x = edited(x, index, vocab, edits)
+    return x
 
 
 @triton.jit
@@ -52,8 +97,8 @@ def indices_of_block(chunk, shape):
 
 @triton.jit
 def block_as_it_is(row, chunk, shape):
-    """The logits of the block that begins with a chunk, in their own dtype."""
-    data, stride, vocab, resident = row
+    """The logits of the block that begins with a chunk, in their own dtype; for calls without edits."""
+    data, stride, vocab, _, resident = row
     if shape.resident:
         return resident
     else:
@@ -63,7 +108,12 @@ def block_as_it_is(row, chunk, shape):
 @triton.jit
 def block(row, chunk, shape):
     """Float32 logits and indices of the block that begins with a chunk."""
-    return widen(block_as_it_is(row, chunk, shape)), indices_of_block(chunk, shape)
+    _, _, _, _, resident = row
+    index = indices_of_block(chunk, shape)
+    if shape.resident:
+        return widen(resident), index
+    else:
+        return values(row, index, shape), index
 
 
 @triton.jit

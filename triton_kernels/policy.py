@@ -114,10 +114,10 @@ def warps_for_the_list(division: Division) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def shape_of(division: Division, vocab: int, probabilities: bool) -> work.Shape:
+def shape_of(division: Division, vocab: int, probabilities: bool, edited: bool) -> work.Shape:
     """What the kernels of a division are compiled for."""
     chunks = triton.next_power_of_2(-(-vocab // division.chunk))
-    constants = (division.chunk, chunks, division.block, division.list, division.resident, probabilities)
+    constants = (division.chunk, chunks, division.block, division.list, division.resident, probabilities, edited)
     return work.Shape(*(tl.constexpr(constant) for constant in constants))
 
 

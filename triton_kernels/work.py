@@ -26,12 +26,26 @@ def plain(number):
     return number >> 2
 
 
+class Edits(NamedTuple):
+    """What the requests of a call change in their logits (law section 0), by output row."""
+
+    allowed: Any
+    allowed_row_stride: Any  # coded
+    allowed_stride: Any  # coded; -1 where there is no bitmask
+    bits: Any
+    before: Any
+    values: Any
+    words: Any  # of a row's bits, coded; 0 where nothing is edited
+    capacity: Any  # of a row's values, coded
+
+
 class Logits(NamedTuple):
     """A matrix of logits or probabilities, anywhere in memory, or one that is written."""
 
     data: Any
     row_stride: Any  # in elements
     stride: Any
+    edits: Edits | None = None  # given where Shape.edited says so
 
 
 class PerRow(NamedTuple):
@@ -96,6 +110,34 @@ class Tokens(NamedTuple):
     stride: Any  # coded
 
 
+class Vector(NamedTuple):
+    """A tensor with one dimension."""
+
+    data: Any
+    stride: Any  # coded; -1 where there is no such tensor
+
+
+class History(NamedTuple):
+    """Where a row's first token is recorded (law section 7). A stride of -1 says that there is no such tensor."""
+
+    tokens: Tokens
+    columns: Any  # of tokens, coded
+    lengths: Vector
+    counts: Tokens
+
+
+class Details(NamedTuple):
+    """What is written of a row's draws (law section 7). A stride of -1 says that nobody asks for it."""
+
+    logprobs: Tokens
+    raw_logprobs: Tokens
+    ranks: Tokens
+    top_tokens: Tokens
+    top_logprobs: Tokens
+    top: Any  # how many of them, coded
+    numbers: Tokens
+
+
 class Shape(NamedTuple):
     """What a kernel is compiled for; `policy.py` chooses it, and no result depends on it."""
 
@@ -105,6 +147,7 @@ class Shape(NamedTuple):
     list: Any  # room for the candidates of a row
     resident: Any  # whether the row is loaded once, and kept in registers
     probabilities: Any  # whether the rows hold probabilities (law section 5)
+    edited: Any  # whether requests change the logits (law section 0)
 
 
 # Ranks at which one read of a row measures what ranks above. Four: their sums stay in registers, and three parts of the

@@ -51,7 +51,7 @@ def filter_logits_kernel(logits, temperature, sizes, scratch, parts, out, shape)
     valid, last_rank, last_index, least, _, m = selection_of(scratch, row, shape)
     c = scale_of(number_of(temperature, row))
     first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
-    logits_row = load.row_at(logits, row, sizes.vocab, shape)
+    logits_row = load.row_at(logits, row, row, sizes.vocab, shape)
     for chunk in range(first, last, shape.block // shape.chunk):
         as_it_is = load.block_as_it_is(logits_row, chunk, shape)
         x, index = load.widen(as_it_is), load.indices_of_block(chunk, shape)
@@ -70,7 +70,7 @@ def filtered_probs_kernel(logits, temperature, sizes, scratch, parts, out, shape
     c = scale_of(number_of(temperature, row))
     share = share_of(z)
     first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
-    logits_row = load.row_at(logits, row, sizes.vocab, shape)
+    logits_row = load.row_at(logits, row, row, sizes.vocab, shape)
     for chunk in range(first, last, shape.block // shape.chunk):
         x, index = load.block(logits_row, chunk, shape)
         weight = weigh.weights(x, (m, c, 0), shape)

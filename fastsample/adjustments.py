@@ -1,0 +1,367 @@
+"""What requests change in their logits before the filters (law section 0): what users write, checked and normalised.
+
+`LogitsAdjustments` lists the optional arguments of `sample`, `sample_full` and `process_logits`; `normalise` brings
+them to `Adjustments`, the operators' form. Lists of different length per row are CSR: one tensor of entries and
+`offsets` [batch + 1], so that row b has the entries offsets[b] to offsets[b + 1]. `TokenLists.of`, `LogitBias.of` and
+`BadWords.of` make them from Python's lists.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from numbers import Real
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from fastsample.arguments import (
+    Edits,
+    check_device,
+    describe,
+    integer_matrix,
+    integer_number,
+    integer_rows,
+    integer_vector,
+    real_rows,
+)
+
+
+class TokenLists(NamedTuple):
+    """A list of token ids for each row of a batch.
+
+    tokens: integer tensor [total]. offsets: integer tensor [batch + 1], on the same device.
+    """
+
+    tokens: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int] | None], device: torch.device | str | None = None) -> "TokenLists":
+        """From one list of ids, or None, a row."""
+        filled = [list(row or ()) for row in lists]
+        return cls(_tensor([token for row in filled for token in row], device), _offsets(map(len, filled), device))
+
+
+class LogitBias(NamedTuple):
+    """What is added to some logits of each row of a batch.
+
+    tokens: integer tensor [total]. values: floating-point tensor [total], rounded to float32; -inf bans a token.
+    offsets: integer tensor [batch + 1]. All on one device. Of a token given twice in a row the last entry counts.
+    """
+
+    tokens: Tensor
+    values: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[int, float] | None], device: torch.device | str | None = None) -> "LogitBias":
+        """From one mapping of token id to bias, or None, a row."""
+        filled = [dict(row or {}) for row in rows]
+        tokens = _tensor([token for row in filled for token in row], device)
+        values = torch.tensor([value for row in filled for value in row.values()], dtype=torch.float32, device=device)
+        return cls(tokens, values, _offsets(map(len, filled), device))
+
+
+class BadWords(NamedTuple):
+    """Sequences of tokens that each row of a batch must not complete.
+
+    tokens: integer tensor [total], the words one after another. word_offsets: integer tensor [words + 1], where each
+    begins. row_offsets: integer tensor [batch + 1]: row b has the words row_offsets[b] to row_offsets[b + 1].
+    in_prompt: whether a word may begin in the prompt (Hugging Face) or only in the output (vLLM).
+    """
+
+    tokens: Tensor
+    word_offsets: Tensor
+    row_offsets: Tensor
+    in_prompt: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Sequence[Sequence[int]] | None],
+        device: torch.device | str | None = None,
+        *,
+        in_prompt: bool = False,
+    ) -> "BadWords":
+        """From one list of words, each a list of ids, or None, a row."""
+        filled = [[list(word) for word in row or ()] for row in rows]
+        words = [word for row in filled for word in row]
+        tokens = _tensor([token for word in words for token in word], device)
+        return cls(tokens, _offsets(map(len, words), device), _offsets(map(len, filled), device), in_prompt)
+
+
+class LogitsAdjustments(TypedDict, total=False):
+    """Optional arguments for what happens before temperature and filters, in vLLM's order (law section 0).
+
+    A penalty is a number for all rows, a 0-d tensor or a tensor [batch]. Everything is indexed by the output row and
+    lies on the device of the logits. Token ids outside [0, vocab) are ignored and flag their row.
+    """
+
+    repetition_penalty: float | Tensor
+    """Above 0; positive logits of tokens in the prompt or the output are divided by it, others multiplied. 1 is off."""
+    presence_penalty: float | Tensor
+    """Finite; subtracted from the logits of tokens in the output. 0 is off."""
+    frequency_penalty: float | Tensor
+    """Finite; subtracted once for each time that the token is in the output. 0 is off."""
+    prompt_tokens: Tensor
+    """Integer [batch, length]: the prompts, of which row b has the first prompt_lengths[b] tokens."""
+    prompt_lengths: Tensor
+    """Integer [batch]; without it every prompt has all columns."""
+    output_tokens: Tensor
+    """Integer [batch, length]: what the requests have drawn, of which row b has the first output_lengths[b] tokens."""
+    output_lengths: Tensor
+    """Integer [batch]; without it every output has all columns. `min_tokens` needs one of the two."""
+    prompt_mask: Tensor
+    """int32 [batch, at least ceil(vocab / 32)]: a bit for each token in the prompt, instead of its list."""
+    output_counts: Tensor
+    """int32 [batch, vocab]: how often each token is in the output, instead of its list."""
+    logit_bias: LogitBias
+    """Added to the logits, before the penalties."""
+    bad_words: BadWords
+    """Sequences that must not be completed: their last token is banned where the others end the output."""
+    min_tokens: int | Tensor
+    """`stop_tokens` are banned while a row's output is shorter than this. A number or a tensor, 0-d or [batch]."""
+    stop_tokens: TokenLists
+    """The tokens that `min_tokens` bans."""
+    allowed_tokens: TokenLists
+    """The only tokens that may be drawn; a row with an empty list is not restricted. `pack_bitmask` once, and `bitmask`
+    instead, costs less where the lists stay the same."""
+    bitmask: Tensor
+    """int32 [batch, at least ceil(vocab / 32)] or [1, ...] for all rows: bit i % 32 of word i / 32 allows token i, as
+    xgrammar and llguidance write it."""
+
+
+class Adjustments(NamedTuple):
+    """`LogitsAdjustments` as the operators take them, in the order of the schemas; None where there is nothing."""
+
+    repetition_penalty: float = 1.0
+    repetition_penalty_rows: Tensor | None = None
+    presence_penalty: float = 0.0
+    presence_penalty_rows: Tensor | None = None
+    frequency_penalty: float = 0.0
+    frequency_penalty_rows: Tensor | None = None
+    prompt_tokens: Tensor | None = None
+    prompt_lengths: Tensor | None = None
+    output_tokens: Tensor | None = None
+    output_lengths: Tensor | None = None
+    prompt_mask: Tensor | None = None
+    output_counts: Tensor | None = None
+    bias_tokens: Tensor | None = None
+    bias_values: Tensor | None = None
+    bias_offsets: Tensor | None = None
+    bad_words: Tensor | None = None
+    bad_word_offsets: Tensor | None = None
+    bad_word_rows: Tensor | None = None
+    bad_words_in_prompt: bool = False
+    min_tokens: int = 0
+    min_tokens_rows: Tensor | None = None
+    stop_tokens: Tensor | None = None
+    stop_offsets: Tensor | None = None
+    allowed: Tensor | None = None
+
+    @property
+    def any_edits(self) -> bool:
+        """Whether anything but the bitmask may change a logit, as far as the shapes and numbers tell."""
+        histories = (self.prompt_tokens, self.output_tokens, self.prompt_mask, self.output_counts)
+        penalties = (self.repetition_penalty_rows, self.presence_penalty_rows, self.frequency_penalty_rows)
+        neutral = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1.0, 0.0, 0.0)
+        penalised = any(tensor is not None for tensor in penalties) or not neutral
+        listed = (self.bias_tokens, self.bad_words, self.stop_tokens)
+        return (penalised and any(tensor is not None for tensor in histories)) or any(
+            tensor is not None for tensor in listed
+        )
+
+
+_KNOWN = frozenset(LogitsAdjustments.__annotations__)
+
+
+def normalise(given: LogitsAdjustments, batch: int, vocab: int, device: torch.device) -> Adjustments:
+    """Check `given` against `batch` output rows of `vocab` logits on `device`; bring it to what the operators take.
+
+    Values in tensors are not looked at. Raises TypeError or ValueError, which names the argument.
+    """
+    unknown = given.keys() - _KNOWN
+    if unknown:
+        raise TypeError(
+            f"got an unknown argument {sorted(unknown)[0]!r}; accepted besides: {', '.join(sorted(_KNOWN))}"
+        )
+    repetition = _penalty("repetition_penalty", given.get("repetition_penalty", 1.0), batch, device)
+    presence = _penalty("presence_penalty", given.get("presence_penalty", 0.0), batch, device)
+    frequency = _penalty("frequency_penalty", given.get("frequency_penalty", 0.0), batch, device)
+    prompt_tokens, prompt_lengths = _histories("prompt", given, batch, device)
+    output_tokens, output_lengths = _histories("output", given, batch, device)
+    stops = given.get("stop_tokens")
+    words, word_offsets, word_rows, in_prompt = _words(given.get("bad_words"), batch, device)
+    least = _least_tokens(given.get("min_tokens", 0), batch, device)
+    if (stops is None) != ("min_tokens" not in given):
+        raise ValueError("min_tokens: it needs stop_tokens, the tokens it bans, and they need min_tokens")
+    if stops is not None and output_tokens is None and output_lengths is None:
+        raise ValueError("min_tokens: it needs output_tokens or output_lengths to know how long the outputs are")
+    return Adjustments(
+        *repetition,
+        *presence,
+        *frequency,
+        prompt_tokens,
+        prompt_lengths,
+        output_tokens,
+        output_lengths,
+        check_bitmask("prompt_mask", given.get("prompt_mask"), batch, vocab, device),
+        _counts(given.get("output_counts"), batch, vocab, device),
+        *_bias(given.get("logit_bias"), batch, device),
+        words,
+        word_offsets,
+        word_rows,
+        in_prompt,
+        *least,
+        *_lists("stop_tokens", stops, batch, device),
+        _allowed(given, batch, vocab, device),
+    )
+
+
+def find_edits(
+    operators: Any, logits: Tensor, indices: Tensor | None, batch: int, adjustments: Adjustments
+) -> tuple[Edits, Tensor | None]:
+    """The edits that adjustments come to, and each row's status (None where nothing can be wrong with it).
+
+    operators: the `fastsample.ops.Ops` of a backend. The others: as the operator `find_edits` takes them.
+    """
+    if not adjustments.any_edits:
+        return Edits(allowed=adjustments.allowed), None
+    bits, before, values, status = operators.find_edits(logits, indices, batch, *adjustments)
+    return Edits(adjustments.allowed, bits, before, values), status
+
+
+def pack_bitmask(lists: TokenLists, vocab: int) -> Tensor:
+    """The bitmask that allows what is listed, int32 [batch, ceil(vocab / 32)]; everything in a row with an empty list.
+
+    lists: the allowed ids of each row; ids outside [0, vocab) are ignored. vocab: the length of a row of logits.
+    The layout is xgrammar's and llguidance's: bit i % 32 of word i / 32 for token i.
+    """
+    tokens, offsets = lists
+    rows, words = offsets.shape[0] - 1, (vocab + 31) // 32
+    place = torch.arange(tokens.shape[0], device=tokens.device)
+    row = (torch.searchsorted(offsets.contiguous(), place, right=True) - 1).clamp(0, max(rows - 1, 0))
+    inside = (tokens >= 0) & (tokens < vocab)
+    allowed = torch.zeros(rows * words * 32 + 1, dtype=torch.bool, device=tokens.device)
+    allowed[torch.where(inside, row * words * 32 + tokens, rows * words * 32)] = True
+    bits = allowed[:-1].view(rows, words, 32)
+    packed = (bits.long() << torch.arange(32, device=tokens.device)).sum(dim=2).to(torch.int32)
+    return torch.where((offsets[1:] > offsets[:-1])[:, None], packed, -1)
+
+
+def _penalty(name: str, value: Any, batch: int, device: torch.device) -> tuple[float, Tensor | None]:
+    if isinstance(value, Tensor):
+        return 1.0, real_rows(name, value, batch, device)
+    least, accepted = (0.0, "above 0") if name == "repetition_penalty" else (-math.inf, "finite")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {describe(value)}; accepted: a number, {accepted}, or a tensor, 0-d or [batch]")
+    if not least < float(value) < math.inf:
+        raise ValueError(f"{name}: got {value}; accepted: a number, {accepted}")
+    return float(value), None
+
+
+def _least_tokens(value: Any, batch: int, device: torch.device) -> tuple[int, Tensor | None]:
+    if isinstance(value, Tensor):
+        return 0, integer_rows("min_tokens", value, batch, device)
+    return max(0, min(integer_number("min_tokens", value), 2**62)), None
+
+
+def _tensor(values: list[int], device: torch.device | str | None) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def _offsets(lengths: Any, device: torch.device | str | None) -> Tensor:
+    return _tensor(list(accumulate(lengths, initial=0)), device)
+
+
+def _histories(
+    name: str, given: LogitsAdjustments, batch: int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    values: Mapping[str, Any] = given
+    tokens, lengths = values.get(f"{name}_tokens"), values.get(f"{name}_lengths")
+    if tokens is not None:
+        tokens = integer_matrix(f"{name}_tokens", tokens, batch, device)
+    elif lengths is not None and name == "prompt":
+        raise ValueError("prompt_lengths: given without prompt_tokens, whose lengths they are")
+    if lengths is not None:
+        lengths = integer_vector(f"{name}_lengths", lengths, batch, device)
+    return tokens, lengths
+
+
+def check_bitmask(name: str, mask: Any, batch: int, vocab: int, device: torch.device) -> Tensor | None:
+    """A bitmask over the vocabulary for each row, or None; raises where its type, shape or device does not fit."""
+    if mask is None:
+        return None
+    words = (vocab + 31) // 32
+    accepted = f"an int32 tensor [{batch}, at least {words}] (32 tokens a word, {vocab} in all)"
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.int32:
+        raise TypeError(f"{name}: got {describe(mask)}; accepted: {accepted}")
+    if mask.dim() != 2 or mask.shape[0] not in (1, batch) or mask.shape[1] < words:
+        raise ValueError(f"{name}: got {describe(mask)}; accepted: {accepted}, or [1, ...] for all rows")
+    check_device(name, mask, device)
+    return mask.expand(batch, -1)
+
+
+def _counts(counts: Any, batch: int, vocab: int, device: torch.device) -> Tensor | None:
+    if counts is None:
+        return None
+    if not isinstance(counts, Tensor) or counts.dtype is not torch.int32:
+        raise TypeError(f"output_counts: got {describe(counts)}; accepted: an int32 tensor [{batch}, {vocab}]")
+    if counts.shape != (batch, vocab):
+        raise ValueError(f"output_counts: got {describe(counts)}; accepted: shape [{batch}, {vocab}]")
+    check_device("output_counts", counts, device)
+    return counts
+
+
+def _lists(name: str, lists: Any, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if lists is None else check_lists(name, lists, batch, device)
+
+
+def check_lists(name: str, lists: Any, batch: int, device: torch.device) -> TokenLists:
+    """Token lists for `batch` rows, as int64; raises where they do not fit. Their values are not looked at."""
+    if not isinstance(lists, TokenLists):
+        raise TypeError(f"{name}: got {describe(lists)}; accepted: a TokenLists (TokenLists.of([[1, 2], None]))")
+    return TokenLists(
+        integer_vector(f"{name}.tokens", lists.tokens, None, device),
+        integer_vector(f"{name}.offsets", lists.offsets, batch + 1, device),
+    )
+
+
+def _bias(bias: Any, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if bias is None:
+        return None, None, None
+    if not isinstance(bias, LogitBias):
+        raise TypeError(f"logit_bias: got {describe(bias)}; accepted: a LogitBias (LogitBias.of([{{7: -1.5}}, None]))")
+    tokens = integer_vector("logit_bias.tokens", bias.tokens, None, device)
+    values = bias.values
+    if not isinstance(values, Tensor) or values.dim() != 1 or values.shape != tokens.shape:
+        raise ValueError(f"logit_bias.values: got {describe(values)}; accepted: shape {list(tokens.shape)}, as tokens")
+    values = real_rows("logit_bias.values", values, tokens.shape[0], device)
+    return tokens, values, integer_vector("logit_bias.offsets", bias.offsets, batch + 1, device)
+
+
+def _words(words: Any, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool]:
+    if words is None:
+        return None, None, None, False
+    if not isinstance(words, BadWords):
+        raise TypeError(f"bad_words: got {describe(words)}; accepted: a BadWords (BadWords.of([[[1, 2]], None]))")
+    word_offsets = integer_vector("bad_words.word_offsets", words.word_offsets, None, device)
+    if word_offsets.shape[0] < 1:
+        raise ValueError("bad_words.word_offsets: got no entry; accepted: one more than there are words")
+    return (
+        integer_vector("bad_words.tokens", words.tokens, None, device),
+        word_offsets,
+        integer_vector("bad_words.row_offsets", words.row_offsets, batch + 1, device),
+        words.in_prompt,
+    )
+
+
+def _allowed(given: LogitsAdjustments, batch: int, vocab: int, device: torch.device) -> Tensor | None:
+    """The grammar's bitmask and the allowed lists, in one."""
+    mask = check_bitmask("bitmask", given.get("bitmask"), batch, vocab, device)
+    lists = _lists("allowed_tokens", given.get("allowed_tokens"), batch, device)
+    if lists[0] is None or lists[1] is None:
+        return mask
+    listed = pack_bitmask(TokenLists(lists[0], lists[1]), vocab)
+    return listed if mask is None else listed & mask[:, : listed.shape[1]]

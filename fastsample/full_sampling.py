@@ -1,0 +1,259 @@
+"""`sample_full`: tokens with what engines and trainers want to know of them (law section 7)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fastsample import arguments, ops, reference
+from fastsample.adjustments import LogitsAdjustments, TokenLists, find_edits, normalise
+from fastsample.arguments import Details, Edits, Filters, History, describe
+from fastsample.backends import select
+from fastsample.invalid_rows import check_errors, raise_for_invalid_rows
+from fastsample.ops import Ops
+from fastsample.randomness import check_sources, generated, seeded
+
+MOST_TOP_LOGPROBS_IN_ONE_PASS = 32
+_NUMBERS = 8
+_NEUTRAL = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
+_LN2 = 0.6931471805599453
+_ENTRIES_IGNORED = 2
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """What `sample_full` returns. Shapes are for 2-D logits; for 1-D logits the batch dimension is missing.
+
+    "Processed" is the distribution that was drawn from; "raw" is the softmax of the logits as they came, before
+    adjustments, temperature and filters.
+    """
+
+    tokens: Tensor
+    """int64 [batch], or [batch, num_samples]; -1 in an invalid row and when nothing is left to draw."""
+    logprobs: Tensor
+    """float32 like `tokens`: natural log-probabilities of the tokens, processed. NaN where the token is -1."""
+    raw_logprobs: Tensor | None
+    """float32 like `tokens`, with raw_logprobs=True."""
+    ranks: Tensor | None
+    """int64 like `tokens`, with raw_logprobs=True: the token's place among the raw logits, 1 for the largest; ties by
+    index. 0 where the token is -1."""
+    top_tokens: Tensor | None
+    """int64 [batch, n], with top_logprobs=n: the n largest raw logits; -1 beyond what is above -inf."""
+    top_logprobs: Tensor | None
+    """float32 [batch, n]: their raw log-probabilities."""
+    kept: TokenLists | None
+    """The tokens that the filters kept, in index order, with kept_set=True: what `filtered_log_probs` takes."""
+    numbers: Tensor | None
+    """int64 [batch, 8], with distribution=True: the law's integers, equal by `==` everywhere (law section 7)."""
+    edit_status: Tensor | None
+    """int32 [batch]: bit 0 for invalid penalties, bit 1 for ignored entries; None without adjustments that can fail."""
+    first_tokens: Tensor
+    """int64 [batch]: the first draw of each row."""
+
+    @property
+    def status(self) -> Tensor:
+        """int32 [batch]: 0, or bit 0 for an invalid row (its token is -1), bit 1 for adjustments partly ignored."""
+        invalid = (self.first_tokens < 0).to(torch.int32)
+        return invalid if self.edit_status is None else invalid | (self.edit_status & _ENTRIES_IGNORED)
+
+    @property
+    def kept_size(self) -> Tensor:
+        """int64 [batch]: how many tokens the filters kept."""
+        return self._of_distribution()[..., 5]
+
+    @property
+    def kept_mass(self) -> Tensor:
+        """float64 [batch]: their share of the probability after temperature, before the filters. NaN when invalid."""
+        numbers = self._of_distribution()
+        return numbers[..., 4].double() / numbers[..., 7]
+
+    @property
+    def entropy(self) -> Tensor:
+        """float64 [batch], in nats: the entropy of the processed distribution. NaN when invalid."""
+        numbers = self._of_distribution()
+        z = numbers[..., 4].double()
+        return torch.log(z * 2.0**-40) + _LN2 * (numbers[..., 6] / z)
+
+    def _of_distribution(self) -> Tensor:
+        if self.numbers is None:
+            raise ValueError("distribution: entropy, kept_size and kept_mass need sample_full(..., distribution=True)")
+        return self.numbers
+
+
+def sample_full(
+    logits: Tensor,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
+    *,
+    raw_logprobs: bool = False,
+    top_logprobs: int = 0,
+    distribution: bool = False,
+    kept_set: bool = False,
+    seed: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    stream: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    order: Literal["top_k_first", "min_p_first", "joint"] = "top_k_first",
+    num_samples: int | None = None,
+    replacement: bool = True,
+    indices: Tensor | None = None,
+    backend: str = "auto",
+    errors: Literal["sentinel", "raise"] = "sentinel",
+    history: History | None = None,
+    **adjustments: Unpack[LogitsAdjustments],
+) -> SampleOutput:
+    """Draw the tokens that `sample` draws, and say what serving and training need to know of them.
+
+    The arguments of `sample` mean the same here; what is asked for beside the tokens never changes them. The
+    log-probability of each token comes in any case; the rest costs nothing unless it is asked for.
+
+    Args:
+        logits, temperature, top_k, top_p, min_p: as for `sample`.
+        raw_logprobs: also the tokens' raw log-probabilities and ranks: one more sum over the raw logits.
+        top_logprobs: how many of the largest raw logits to list with their raw log-probabilities. Up to 32 from the
+            same pass; more by a second one that sorts the row.
+        distribution: also entropy, size and mass of the kept set.
+        kept_set: also the kept tokens themselves. Their number is known on the device alone, so a GPU synchronises.
+        seed, offset, stream, generator, order, num_samples, replacement, indices, backend, errors: as for `sample`.
+        history: where the first token of each row is recorded by the same launch: `tokens` (int64 [batch, n]) at place
+            lengths[b], `lengths` (int64 [batch]) and `counts` (int32 [batch, vocab]) one up, each optional. `lengths`
+            may be the tensor given as `offset` and `output_lengths`, which then advance by themselves.
+        adjustments: as for `sample`, see `fastsample.LogitsAdjustments`.
+
+    Returns:
+        A `SampleOutput`.
+
+    Raises:
+        TypeError, ValueError: a bad argument, before any work, or invalid rows with errors="raise".
+        RuntimeError: the backend is not usable here, or CUDA graph capture with errors="raise" or kept_set=True.
+
+    Source: docs/law.md, sections 0 and 7.
+    """
+    batch = arguments.check_logits(logits)
+    device, one_row = logits.device, logits.dim() == 1
+    if indices is not None:
+        indices = arguments.normalise_indices(indices, logits)
+        batch = indices.shape[0]
+    filters = arguments.normalise_filters(temperature, top_k, top_p, min_p, order, batch, device)
+    for name, flag in (
+        ("replacement", replacement),
+        ("raw_logprobs", raw_logprobs),
+        ("distribution", distribution),
+        ("kept_set", kept_set),
+    ):
+        if flag is not True and flag is not False:
+            raise TypeError(f"{name}: got {describe(flag)}; accepted: True or False")
+    check_errors(errors, device)
+    count = 1 if num_samples is None else arguments.check_num_samples(num_samples)
+    listed = arguments.integer_number("top_logprobs", top_logprobs, tensors="")
+    if listed < 0:
+        raise ValueError(f"top_logprobs: got {listed}; accepted: at least 0")
+    chosen = ops.compiled if backend == "auto" else select(backend, device)
+    rows = logits.unsqueeze(0) if one_row else logits
+    vocab = rows.shape[1]
+    recorded = History() if history is None else check_history(history, batch, vocab, device)
+    named = normalise(adjustments, batch, vocab, device)
+    check_sources(seed, offset, stream, generator, device)
+    randomness = generated(generator, chosen, device) if seed is None else seeded(seed, offset, stream, batch, device)
+
+    def empty(columns: int, dtype: torch.dtype, wanted: bool = True) -> Tensor | None:
+        return torch.empty((batch, columns), dtype=dtype, device=device) if wanted else None
+
+    in_pass = 0 < listed <= MOST_TOP_LOGPROBS_IN_ONE_PASS
+    tokens = torch.empty((batch, count), dtype=torch.int64, device=device)
+    details = Details(
+        empty(count, torch.float32),
+        empty(count, torch.float32, raw_logprobs),
+        empty(count, torch.int64, raw_logprobs),
+        empty(listed, torch.int64, in_pass),
+        empty(listed, torch.float32, in_pass),
+        empty(_NUMBERS, torch.int64, distribution or kept_set),
+    )
+    edits, status = find_edits(chosen, rows, indices, batch, named)
+    chosen.sample_full(tokens, rows, indices, *filters, *randomness, replacement, *edits, *recorded, *details)
+    if errors == "raise":
+        raise_for_invalid_rows(tokens, rows, indices, filters, status)
+    if listed > MOST_TOP_LOGPROBS_IN_ONE_PASS:
+        details = _with_sorted_top(details, chosen, rows, indices, tokens, listed)
+    kept = _kept(chosen, rows, indices, edits, details.numbers) if kept_set and details.numbers is not None else None
+
+    def drawn(values: Tensor | None) -> Any:
+        values = values if values is None or num_samples is not None else values[:, 0]
+        return values if values is None or not one_row else values.squeeze(0)
+
+    def described(values: Tensor | None) -> Any:
+        return values.squeeze(0) if values is not None and one_row else values
+
+    return SampleOutput(
+        drawn(tokens),
+        drawn(details.logprobs),
+        drawn(details.raw_logprobs),
+        drawn(details.ranks),
+        described(details.top_tokens),
+        described(details.top_logprobs),
+        kept,
+        described(details.numbers),
+        described(status),
+        described(tokens[:, 0]),
+    )
+
+
+def check_history(history: History, batch: int, vocab: int, device: torch.device) -> History:
+    """Raise unless each tensor of `history` can be recorded into; return it."""
+    if not isinstance(history, History):
+        raise TypeError(f"history: got {describe(history)}; accepted: a fastsample.History, or None")
+    expected = (
+        ("tokens", history.tokens, torch.int64, (batch, None)),
+        ("lengths", history.lengths, torch.int64, (batch,)),
+        ("counts", history.counts, torch.int32, (batch, vocab)),
+    )
+    for name, tensor, dtype, shape in expected:
+        if tensor is None:
+            continue
+        accepted = f"{dtype} [{', '.join('any' if size is None else str(size) for size in shape)}]"
+        if not isinstance(tensor, Tensor) or tensor.dtype is not dtype:
+            raise TypeError(f"history.{name}: got {describe(tensor)}; accepted: {accepted}")
+        if len(shape) != tensor.dim() or any(
+            size not in (None, given) for size, given in zip(shape, tensor.shape, strict=True)
+        ):
+            raise ValueError(f"history.{name}: got {describe(tensor)}; accepted: {accepted}")
+        arguments.check_device(f"history.{name}", tensor, device)
+        if arguments.has_overlap(tensor):
+            raise ValueError(f"history.{name}: several of its elements share one place in memory; pass a clone()")
+    if history.tokens is not None and history.lengths is None:
+        raise ValueError("history.tokens: given without history.lengths, which says where a token goes")
+    return history
+
+
+def _with_sorted_top(
+    details: Details, operators: Ops, logits: Tensor, indices: Tensor | None, tokens: Tensor, count: int
+) -> Details:
+    """The second pass for more than 32 top log-probabilities: a stable sort of the raw logits (law section 2)."""
+    raw = logits
+    exists = torch.ones(tokens.shape[0], dtype=torch.bool, device=logits.device)
+    if indices is not None:
+        exists = (indices >= 0) & (indices < logits.shape[0])
+        raw = (
+            logits[indices.clamp(0, max(logits.shape[0] - 1, 0))]
+            if logits.shape[0]
+            else logits.new_empty((tokens.shape[0], logits.shape[1]))
+        )
+    listed = reference.rank(reference.ordered_key(raw))[:, :count]
+    logprobs = operators.log_probs(raw, listed, *_NEUTRAL)
+    missing = count - listed.shape[1]
+    listed = torch.nn.functional.pad(listed, (0, missing), value=-1)
+    logprobs = torch.nn.functional.pad(logprobs, (0, missing), value=-torch.inf)
+    invalid = (~exists | (tokens[:, 0] < 0) | logprobs[:, 0].isnan())[:, None]
+    logprobs = torch.where(invalid, torch.nan, logprobs)
+    listed = torch.where(logprobs > -torch.inf, listed, -1)  # NaN is not
+    return details._replace(top_tokens=listed, top_logprobs=logprobs)
+
+
+def _kept(operators: Ops, logits: Tensor, indices: Tensor | None, edits: Edits, numbers: Tensor) -> TokenLists:
+    offsets = torch.nn.functional.pad(numbers[:, 5].cumsum(dim=0), (1, 0))
+    total = int(offsets[-1])  # synchronises
+    return TokenLists(operators.kept_tokens(logits, indices, *edits, numbers, offsets, total), offsets)
