@@ -18,19 +18,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastsample import backends, doctor
 
-from . import machine, markdown, memory, plot, report, rows
+from . import features_run, machine, markdown, memory, plot, report, rows
 from .check import WrongTokensError
 from .gpu import bench as gpu_bench
 from .gpu.contestants import PEERS as GPU_PEERS
 from .gpu.options import Axes
 from .gpu.parts import BUDGET as GPU_BUDGET
-from .grid import DTYPES, PRESETS, Plan
+from .grid import DTYPES, GOAL_BATCHES, GOAL_VOCAB, PRESETS, Plan
 from .peers import PEERS
 from .peers.base import Work
 from .results import PeerStatus, Results, load, save
 from .run import Runner
 
 _MIB = 2**20
+_FEATURES_BUDGET = 120
 _ON_A_GPU = ("cuda", "triton")
 _OF_THE_CPU = ("preset", "quick", "threads", "rotate", "real_logits", "memory", "plot")
 
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = load(options.show)
         except (OSError, ValueError) as error:
             return _failed(errors, f"--show: {error}")
+    elif options.features:
+        return _features(options, given, console, errors)
     elif options.backend in _ON_A_GPU:
         return _on_a_gpu(options, errors)
     elif reason := _why_not_here(options):
@@ -111,6 +114,40 @@ def _on_a_gpu(options: argparse.Namespace, errors: Console) -> int:
     except gpu_bench.CannotMeasureError as error:
         _failed(errors, str(error))
         return error.status
+
+
+def _features(options: argparse.Namespace, given: list[str], console: Console, errors: Console) -> int:
+    """What each feature of a request costs beside the draw."""
+    if options.backend in _ON_A_GPU:
+        return _failed(errors, f"--features: timed on the CPU, and not with --backend {options.backend}")
+    if reason := _why_not_here(options):
+        return _failed(errors, reason)
+    settings = [
+        features_run.Setting(threads, batch, vocab, kind, work.key)
+        for threads in options.threads or (1,)
+        for vocab in options.vocab or (GOAL_VOCAB,)
+        for batch in options.batch or GOAL_BATCHES
+        for kind in options.rows or ("real",)
+        for work in options.work or (Work.parse("k50-p0.9"), Work.parse("p0.9"), Work.parse("plain"))
+    ]
+    budget = options.budget or _FEATURES_BUDGET
+    command = shlex.join(["fastsample", "bench", *given])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        real = rows.RealLogits(options.real_logits or [file for file in (rows.REAL_LOGITS,) if file.exists()])
+        with Progress(*columns, console=errors, auto_refresh=False, transient=True) as progress:
+            task = progress.add_task("", total=len(settings))
+
+            def on_setting(label: str, done: int, total: int) -> None:
+                progress.update(task, description=label, completed=done, total=total, refresh=True)
+
+            results = features_run.run(settings, options.backend, budget, options.rotate, real, command, on_setting)
+    except (OSError, WrongTokensError, rows.NoRowsError) as error:
+        return _failed(errors, str(error))
+    features_run.save(results, options.out)
+    features_run.show(results, console)
+    errors.print(f"wrote {options.out}")
+    return 0
 
 
 def _why_not_here(options: argparse.Namespace) -> str | None:
@@ -230,6 +267,11 @@ def _parser() -> argparse.ArgumentParser:
         "refused, and without a GPU nothing is measured.",
     )
     parser.add_argument("--preset", choices=PRESETS, default="full", help="what to measure (default: %(default)s)")
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="measure what penalties, masks, log-probabilities and the rest add to a draw, and nothing else",
+    )
     parser.add_argument("--quick", action="store_true", help="the preset quick: one minute")
     parser.add_argument("--threads", type=_positive, nargs="+", metavar="N", help="of torch")
     parser.add_argument("--vocab", type=_positive, nargs="+", metavar="V", help="tokens in a row")

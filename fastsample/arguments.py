@@ -191,6 +191,12 @@ def normalise_tokens(tokens: Any, logits: Tensor) -> Tensor:
     return rows.unsqueeze(1) if rows.dim() == 1 else rows
 
 
+def check_flag(name: str, flag: Any) -> None:
+    """Raise unless `flag` is True or False."""
+    if flag is not True and flag is not False:
+        raise TypeError(f"{name}: got {describe(flag)}; accepted: True or False")
+
+
 def check_num_samples(num_samples: Any) -> int:
     """Raise unless `num_samples` is a whole number of at least 1; return it as an int."""
     count = integer_number("num_samples", num_samples, tensors="")

@@ -1,14 +1,13 @@
 """`sample_full`: tokens with what engines and trainers want to know of them (law section 7)."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample import arguments, ops, reference
-from fastsample.adjustments import LogitsAdjustments, TokenLists, find_edits, normalise
+from fastsample.adjustments import Adjustments, LogitsAdjustments, TokenLists, find_edits, normalise
 from fastsample.arguments import Details, Edits, Filters, History, describe
 from fastsample.backends import select
 from fastsample.invalid_rows import check_errors, raise_for_invalid_rows
@@ -18,12 +17,12 @@ from fastsample.randomness import check_sources, generated, seeded
 MOST_TOP_LOGPROBS_IN_ONE_PASS = 32
 _NUMBERS = 8
 _NEUTRAL = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
+_NO_ADJUSTMENTS = Adjustments()
 _LN2 = 0.6931471805599453
 _ENTRIES_IGNORED = 2
 
 
-@dataclass(frozen=True)
-class SampleOutput:
+class SampleOutput(NamedTuple):
     """What `sample_full` returns. Shapes are for 2-D logits; for 1-D logits the batch dimension is missing.
 
     "Processed" is the distribution that was drawn from; "raw" is the softmax of the logits as they came, before
@@ -139,14 +138,10 @@ def sample_full(
         indices = arguments.normalise_indices(indices, logits)
         batch = indices.shape[0]
     filters = arguments.normalise_filters(temperature, top_k, top_p, min_p, order, batch, device)
-    for name, flag in (
-        ("replacement", replacement),
-        ("raw_logprobs", raw_logprobs),
-        ("distribution", distribution),
-        ("kept_set", kept_set),
-    ):
-        if flag is not True and flag is not False:
-            raise TypeError(f"{name}: got {describe(flag)}; accepted: True or False")
+    arguments.check_flag("replacement", replacement)
+    arguments.check_flag("raw_logprobs", raw_logprobs)
+    arguments.check_flag("distribution", distribution)
+    arguments.check_flag("kept_set", kept_set)
     check_errors(errors, device)
     count = 1 if num_samples is None else arguments.check_num_samples(num_samples)
     listed = arguments.integer_number("top_logprobs", top_logprobs, tensors="")
@@ -156,22 +151,19 @@ def sample_full(
     rows = logits.unsqueeze(0) if one_row else logits
     vocab = rows.shape[1]
     recorded = History() if history is None else check_history(history, batch, vocab, device)
-    named = normalise(adjustments, batch, vocab, device)
+    named = normalise(adjustments, batch, vocab, device) if adjustments else _NO_ADJUSTMENTS
     check_sources(seed, offset, stream, generator, device)
     randomness = generated(generator, chosen, device) if seed is None else seeded(seed, offset, stream, batch, device)
-
-    def empty(columns: int, dtype: torch.dtype, wanted: bool = True) -> Tensor | None:
-        return torch.empty((batch, columns), dtype=dtype, device=device) if wanted else None
 
     in_pass = 0 < listed <= MOST_TOP_LOGPROBS_IN_ONE_PASS
     tokens = torch.empty((batch, count), dtype=torch.int64, device=device)
     details = Details(
-        empty(count, torch.float32),
-        empty(count, torch.float32, raw_logprobs),
-        empty(count, torch.int64, raw_logprobs),
-        empty(listed, torch.int64, in_pass),
-        empty(listed, torch.float32, in_pass),
-        empty(_NUMBERS, torch.int64, distribution or kept_set),
+        torch.empty((batch, count), dtype=torch.float32, device=device),
+        torch.empty((batch, count), dtype=torch.float32, device=device) if raw_logprobs else None,
+        torch.empty((batch, count), dtype=torch.int64, device=device) if raw_logprobs else None,
+        torch.empty((batch, listed), dtype=torch.int64, device=device) if in_pass else None,
+        torch.empty((batch, listed), dtype=torch.float32, device=device) if in_pass else None,
+        torch.empty((batch, _NUMBERS), dtype=torch.int64, device=device) if distribution or kept_set else None,
     )
     edits, status = find_edits(chosen, rows, indices, batch, named)
     chosen.sample_full(tokens, rows, indices, *filters, *randomness, replacement, *edits, *recorded, *details)
@@ -181,25 +173,13 @@ def sample_full(
         details = _with_sorted_top(details, chosen, rows, indices, tokens, listed)
     kept = _kept(chosen, rows, indices, edits, details.numbers) if kept_set and details.numbers is not None else None
 
-    def drawn(values: Tensor | None) -> Any:
-        values = values if values is None or num_samples is not None else values[:, 0]
-        return values if values is None or not one_row else values.squeeze(0)
-
-    def described(values: Tensor | None) -> Any:
-        return values.squeeze(0) if values is not None and one_row else values
-
-    return SampleOutput(
-        drawn(tokens),
-        drawn(details.logprobs),
-        drawn(details.raw_logprobs),
-        drawn(details.ranks),
-        described(details.top_tokens),
-        described(details.top_logprobs),
-        kept,
-        described(details.numbers),
-        described(status),
-        described(tokens[:, 0]),
-    )
+    output = SampleOutput._make([tokens, *details[:-1], kept, details.numbers, status, tokens[:, 0]])
+    if num_samples is None:
+        of_first_draw = [None if values is None else values[:, 0] for values in output[:4]]
+        output = SampleOutput._make([*of_first_draw, *output[4:]])
+    if one_row:
+        output = SampleOutput._make(values[0] if isinstance(values, Tensor) else values for values in output)
+    return output
 
 
 def check_history(history: History, batch: int, vocab: int, device: torch.device) -> History:

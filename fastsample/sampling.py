@@ -96,8 +96,7 @@ def sample(
         indices = arguments.normalise_indices(indices, logits)
         batch = indices.shape[0]
     filters = arguments.normalise_filters(temperature, top_k, top_p, min_p, order, batch, device)
-    if replacement is not True and replacement is not False:
-        raise TypeError(f"replacement: got {arguments.describe(replacement)}; accepted: True or False")
+    arguments.check_flag("replacement", replacement)
     if errors != "sentinel":
         check_errors(errors, device)
     chosen = ops.compiled if backend == "auto" else select(backend, device)

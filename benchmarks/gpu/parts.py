@@ -36,6 +36,7 @@ PARTS = (
     PartPlan("sanitizers", "sanitizing", 90, 30),
     PartPlan("peers", "readying", 60, 5),
     PartPlan("benchmark", "measuring", 400, 120),
+    PartPlan("features", "request_features", 40, 15),
     PartPlan("counters", "counting", 60, 30),
 )
 

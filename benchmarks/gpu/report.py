@@ -9,7 +9,7 @@ from fastsample.benchmarks import rows
 from fastsample.benchmarks.peers.base import Work
 from fastsample.benchmarks.report import ratio
 
-from . import goals, grid
+from . import goals, grid, request_features
 from .goals import Verdict
 from .results import FLOOR, LAUNCH, OUR_LABELS, SOFTMAX, TRITON, GpuResults, Place, Point
 
@@ -35,8 +35,15 @@ def brief(results: GpuResults) -> str:
 
 def markdown(results: GpuResults) -> str:
     """Everything that is to be read of a run."""
-    sections = (_head, _parts, _goals, _times, _peers, _counters, _tests, _notes)
+    sections = (_head, _parts, _goals, _times, _peers, _features, _counters, _tests, _notes)
     return "\n".join(line for section in sections for line in section(results)) + "\n"
+
+
+def _features(results: GpuResults) -> Iterator[str]:
+    lines = list(request_features.table(results.records("features")))
+    if lines:
+        yield from _section("What the features of a request add")
+        yield from lines
 
 
 def _warning(results: GpuResults) -> Iterator[str]:
