@@ -49,7 +49,7 @@ class SampleOutput(NamedTuple):
     edit_status: Tensor | None
     """int32 [batch]: bit 0 for invalid penalties, bit 1 for ignored entries; None without adjustments that can fail."""
     first_tokens: Tensor
-    """int64 [batch]: the first draw of each row."""
+    """int64 [batch]: the first draw of each row, which is `tokens` where there is but one."""
 
     @property
     def status(self) -> Tensor:
@@ -144,7 +144,7 @@ def sample_full(
     arguments.check_flag("kept_set", kept_set)
     check_errors(errors, device)
     count = 1 if num_samples is None else arguments.check_num_samples(num_samples)
-    listed = arguments.integer_number("top_logprobs", top_logprobs, tensors="")
+    listed = top_logprobs if type(top_logprobs) is int else arguments.integer_number("top_logprobs", top_logprobs, "")
     if listed < 0:
         raise ValueError(f"top_logprobs: got {listed}; accepted: at least 0")
     chosen = ops.compiled if backend == "auto" else select(backend, device)
@@ -155,28 +155,29 @@ def sample_full(
     check_sources(seed, offset, stream, generator, device)
     randomness = generated(generator, chosen, device) if seed is None else seeded(seed, offset, stream, batch, device)
 
-    in_pass = 0 < listed <= MOST_TOP_LOGPROBS_IN_ONE_PASS
-    tokens = torch.empty((batch, count), dtype=torch.int64, device=device)
-    details = Details(
-        torch.empty((batch, count), dtype=torch.float32, device=device),
-        torch.empty((batch, count), dtype=torch.float32, device=device) if raw_logprobs else None,
-        torch.empty((batch, count), dtype=torch.int64, device=device) if raw_logprobs else None,
-        torch.empty((batch, listed), dtype=torch.int64, device=device) if in_pass else None,
-        torch.empty((batch, listed), dtype=torch.float32, device=device) if in_pass else None,
-        torch.empty((batch, _NUMBERS), dtype=torch.int64, device=device) if distribution or kept_set else None,
-    )
+    shape = (batch,) if num_samples is None else (batch, count)
+    tokens = torch.empty(shape, dtype=torch.int64, device=device)
+    logprobs = torch.empty(shape, dtype=torch.float32, device=device)
+    raw = torch.empty(shape, dtype=torch.float32, device=device) if raw_logprobs else None
+    ranks = torch.empty(shape, dtype=torch.int64, device=device) if raw_logprobs else None
+    drawn, drawn_logprobs = tokens.view(batch, count), logprobs.view(batch, count)
+    drawn_raw = None if raw is None else raw.view(batch, count)
+    drawn_ranks = None if ranks is None else ranks.view(batch, count)
+    top_tokens = top_values = None
+    if 0 < listed <= MOST_TOP_LOGPROBS_IN_ONE_PASS:
+        top_tokens = torch.empty((batch, listed), dtype=torch.int64, device=device)
+        top_values = torch.empty((batch, listed), dtype=torch.float32, device=device)
+    numbers = torch.empty((batch, _NUMBERS), dtype=torch.int64, device=device) if distribution or kept_set else None
     edits, status = find_edits(chosen, rows, indices, batch, named)
-    chosen.sample_full(tokens, rows, indices, *filters, *randomness, replacement, *edits, *recorded, *details)
+    details = Details(drawn_logprobs, drawn_raw, drawn_ranks, top_tokens, top_values, numbers)
+    chosen.sample_full(drawn, rows, indices, *filters, *randomness, replacement, *edits, *recorded, *details)
     if errors == "raise":
-        raise_for_invalid_rows(tokens, rows, indices, filters, status)
+        raise_for_invalid_rows(drawn, rows, indices, filters, status)
     if listed > MOST_TOP_LOGPROBS_IN_ONE_PASS:
-        details = _with_sorted_top(details, chosen, rows, indices, tokens, listed)
-    kept = _kept(chosen, rows, indices, edits, details.numbers) if kept_set and details.numbers is not None else None
-
-    output = SampleOutput._make([tokens, *details[:-1], kept, details.numbers, status, tokens[:, 0]])
-    if num_samples is None:
-        of_first_draw = [None if values is None else values[:, 0] for values in output[:4]]
-        output = SampleOutput._make([*of_first_draw, *output[4:]])
+        top_tokens, top_values = _sorted_top(chosen, rows, indices, drawn, listed)
+    kept = _kept(chosen, rows, indices, edits, numbers) if kept_set and numbers is not None else None
+    first = tokens if num_samples is None else drawn[:, 0]
+    output = SampleOutput(tokens, logprobs, raw, ranks, top_tokens, top_values, kept, numbers, status, first)
     if one_row:
         output = SampleOutput._make(values[0] if isinstance(values, Tensor) else values for values in output)
     return output
@@ -209,9 +210,9 @@ def check_history(history: History, batch: int, vocab: int, device: torch.device
     return history
 
 
-def _with_sorted_top(
-    details: Details, operators: Ops, logits: Tensor, indices: Tensor | None, tokens: Tensor, count: int
-) -> Details:
+def _sorted_top(
+    operators: Ops, logits: Tensor, indices: Tensor | None, tokens: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
     """The second pass for more than 32 top log-probabilities: a stable sort of the raw logits (law section 2)."""
     raw = logits
     exists = torch.ones(tokens.shape[0], dtype=torch.bool, device=logits.device)
@@ -230,7 +231,7 @@ def _with_sorted_top(
     invalid = (~exists | (tokens[:, 0] < 0) | logprobs[:, 0].isnan())[:, None]
     logprobs = torch.where(invalid, torch.nan, logprobs)
     listed = torch.where(logprobs > -torch.inf, listed, -1)  # NaN is not
-    return details._replace(top_tokens=listed, top_logprobs=logprobs)
+    return listed, logprobs
 
 
 def _kept(operators: Ops, logits: Tensor, indices: Tensor | None, edits: Edits, numbers: Tensor) -> TokenLists:
