@@ -17,10 +17,10 @@ def fixed_probabilities(weight: Tensor) -> Tensor:
 
 def _reciprocal(z: Tensor) -> Tensor:
     """floor(2^102 / z) for int64 z in [2^39, 2^62], as the bits of an unsigned 64-bit word; 0 where z is 0."""
-    quotient, rest = torch.zeros_like(z), torch.zeros_like(z)
+    quotient, rest = torch.zeros_like(z), torch.full_like(z, 1 << 38)  # as after the first digits, since 2^38 < z
     divisor = z.clamp(min=1)
-    for bit in range(102, -1, -1):  # schoolbook division: the rest stays below z, so twice it fits 63 bits
-        rest = 2 * rest + (1 if bit == 102 else 0)
+    for _ in range(64):  # schoolbook division: the rest stays below z, so twice it fits 63 bits
+        rest = 2 * rest
         fits = rest >= divisor
         rest = torch.where(fits, rest - divisor, rest)
         quotient = 2 * quotient + fits
@@ -47,7 +47,7 @@ def fixed_probs_at(logits: Tensor, indices: Tensor | None, tokens: Tensor, *argu
     Returns int64 [batch, n] in [0, 2^40]; -1 in an invalid row and for an id outside [0, vocab).
     """
     filters, probabilities = Filters(*arguments[:9]), arguments[9]
-    result = torch.full_like(tokens, -1)
+    result = torch.full(tokens.shape, -1, dtype=torch.int64, device=logits.device)
     if logits.numel() == 0 or tokens.numel() == 0:
         return result
     batch, vocab = tokens.shape[0], logits.shape[1]
