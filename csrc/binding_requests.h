@@ -103,17 +103,10 @@ class Arguments {
     return {entries.data, entries.size, entries.stride, ends.data, ends.stride};
   }
 
-  // One length may serve all rows.
   Histories histories(const char* name, const std::optional<Tensor>& tokens, const char* lengths_name,
                       const std::optional<Tensor>& lengths) const {
-    const RowsOf<const int64_t> lists = matrix<const int64_t>(name, tokens, 0);
-    if (!lengths) return {lists, nullptr, 0};
-    if (lengths->dim() == 0) {
-      check<const int64_t>(lengths_name, *lengths);
-      return {lists, address<const int64_t>(*lengths), 0};
-    }
     const Vector<const int64_t> counted = vector<const int64_t>(lengths_name, lengths, rows_);
-    return {lists, counted.data, counted.stride};
+    return {matrix<const int64_t>(name, tokens, 0), counted.data, counted.stride};
   }
 
   Edits edits(FASTSAMPLE_EDITS) const {

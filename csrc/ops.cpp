@@ -1,5 +1,6 @@
 // The CPU implementations of the operators, for torch's dispatcher.
 #include "binding.h"
+#include "binding_requests.h"
 #include "cpu/batch.h"
 
 namespace fastsample::cpu {
@@ -35,6 +36,12 @@ class CpuBackend {
   void log_probs(const Batch& batch, const BatchFilters& filters, const ConstTokens& wanted, float* out) const {
     cpu::log_probs(batch, filters, wanted.data, wanted.row_stride, wanted.stride, wanted.count, out, torch_threads());
   }
+  void find_edits(const FindEdits& call) const { cpu::find_edits(call, torch_threads()); }
+  void sample_full(const SampleFull& call) const { cpu::sample_full(call, torch_threads()); }
+  void kept_tokens(const KeptTokens& call) const { cpu::kept_tokens(call, torch_threads()); }
+  void fixed_probs_at(const FixedProbsAt& call) const { cpu::fixed_probs_at(call, torch_threads()); }
+  void random_words(const RandomWords& call) const { cpu::random_words(call); }
+  void sample_residual(const SampleResidual& call) const { cpu::sample_residual(call, torch_threads()); }
 };
 
 int64_t cpu_instruction_set(int64_t level) {
@@ -46,6 +53,7 @@ int64_t cpu_instruction_set(int64_t level) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CPU, library) {
   fastsample::binding::Operators<fastsample::cpu::CpuBackend>::implement(library);
+  fastsample::binding::RequestOperators<fastsample::cpu::CpuBackend>::implement(library);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CompositeExplicitAutograd, library) {

@@ -15,6 +15,10 @@ struct RowsOf {
   int64_t columns;
 
   FASTSAMPLE_FUNCTION T* row(int64_t number) const { return data + number * row_stride; }
+  // The matrix from a row on.
+  FASTSAMPLE_FUNCTION RowsOf from(int64_t number) const {
+    return {data ? row(number) : nullptr, row_stride, stride, columns};
+  }
 };
 
 // Law section 0, "edits": what a row's logits are replaced by, and which of the others are allowed.
@@ -45,6 +49,7 @@ struct RowEdits {
   const int32_t* bits;
   const int32_t* before;
   const float* values;
+  int64_t capacity;
 
   FASTSAMPLE_FUNCTION uint32_t allowed_word(int64_t word) const {
     return allowed ? static_cast<uint32_t>(allowed[word * allowed_stride]) : 0xFFFFFFFFu;
@@ -65,7 +70,8 @@ FASTSAMPLE_FUNCTION RowEdits edits_of_row(const Edits& edits, int64_t row) {
   return {edits.allowed.data ? edits.allowed.row(row) : nullptr, edits.allowed.stride,
           edits.bits ? edits.bits + row * edits.words : nullptr,
           edits.before ? edits.before + row * edits.words : nullptr,
-          edits.values ? edits.values + row * edits.capacity : nullptr};
+          edits.values ? edits.values + row * edits.capacity : nullptr,
+          edits.capacity};
 }
 
 // Lists of tokens a row: row r has the entries [offsets[r], offsets[r + 1]).
@@ -200,6 +206,13 @@ struct Details {
   RowsOf<int64_t> top_tokens;  // [rows, n], with the next or not at all
   RowsOf<float> top_logprobs;
   RowsOf<int64_t> numbers;  // [rows, kNumbers]
+
+  FASTSAMPLE_FUNCTION Details from(int64_t row) const {
+    return {logprobs.from(row),   raw_logprobs.from(row), ranks.from(row),
+            top_tokens.from(row), top_logprobs.from(row), numbers.from(row)};
+  }
+  // Is anything said of the row as it was before its edits?
+  FASTSAMPLE_FUNCTION bool of_raw_row() const { return raw_logprobs.data || ranks.data || top_tokens.data; }
 };
 
 // The logits row of each output row: itself where there are no indices.

@@ -6,8 +6,14 @@ from fastsample import integrations
 from fastsample.adjustments import BadWords, LogitBias, LogitsAdjustments, TokenLists, pack_bitmask
 from fastsample.arguments import History
 from fastsample.backends import BackendStatus, backends
+from fastsample.flashinfer_dropins import chain_speculative_sampling
 from fastsample.full_sampling import SampleOutput, sample_full
+from fastsample.request import RequestParameters
+from fastsample.sampler import Sampler
 from fastsample.sampling import sample
+from fastsample.speculative import Verified, sample_draft, verify_chain
+from fastsample.speculative_arguments import DraftFilters
+from fastsample.speculative_tree import VerifiedTree, verify_tree
 from fastsample.torch_dropins import multinomial, patch_torch
 from fastsample.transforms import (
     filter_logits,
@@ -23,12 +29,18 @@ __version__ = _version("fastsample")
 __all__ = [
     "BackendStatus",
     "BadWords",
+    "DraftFilters",
     "History",
     "LogitBias",
     "LogitsAdjustments",
+    "RequestParameters",
     "SampleOutput",
+    "Sampler",
     "TokenLists",
+    "Verified",
+    "VerifiedTree",
     "backends",
+    "chain_speculative_sampling",
     "filter_logits",
     "filtered_log_probs",
     "filtered_probs",
@@ -39,6 +51,9 @@ __all__ = [
     "patch_torch",
     "process_logits",
     "sample",
+    "sample_draft",
     "sample_full",
     "softmax",
+    "verify_chain",
+    "verify_tree",
 ]

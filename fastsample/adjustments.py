@@ -164,13 +164,13 @@ class Adjustments(NamedTuple):
     def any_edits(self) -> bool:
         """Whether anything but the bitmask may change a logit, as far as the shapes and numbers tell."""
         histories = (self.prompt_tokens, self.output_tokens, self.prompt_mask, self.output_counts)
+        penalised = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        if penalised and any(tensor is not None for tensor in histories):
+            return True
+        # A penalty in a tensor may be invalid, which makes its row so even where there is nothing to penalise.
         penalties = (self.repetition_penalty_rows, self.presence_penalty_rows, self.frequency_penalty_rows)
-        neutral = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) == (1.0, 0.0, 0.0)
-        penalised = any(tensor is not None for tensor in penalties) or not neutral
         listed = (self.bias_tokens, self.bad_words, self.stop_tokens)
-        return (penalised and any(tensor is not None for tensor in histories)) or any(
-            tensor is not None for tensor in listed
-        )
+        return any(tensor is not None for tensor in (*penalties, *listed))
 
 
 _KNOWN = frozenset(LogitsAdjustments.__annotations__)
@@ -346,6 +346,8 @@ def _words(words: Any, batch: int, device: torch.device) -> tuple[Tensor | None,
         return None, None, None, False
     if not isinstance(words, BadWords):
         raise TypeError(f"bad_words: got {describe(words)}; accepted: a BadWords (BadWords.of([[[1, 2]], None]))")
+    if not isinstance(words.in_prompt, bool):
+        raise TypeError(f"bad_words.in_prompt: got {describe(words.in_prompt)}; accepted: True or False")
     word_offsets = integer_vector("bad_words.word_offsets", words.word_offsets, None, device)
     if word_offsets.shape[0] < 1:
         raise ValueError("bad_words.word_offsets: got no entry; accepted: one more than there are words")

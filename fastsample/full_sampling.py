@@ -168,6 +168,9 @@ def sample_full(
         top_tokens = torch.empty((batch, listed), dtype=torch.int64, device=device)
         top_values = torch.empty((batch, listed), dtype=torch.float32, device=device)
     numbers = torch.empty((batch, _NUMBERS), dtype=torch.int64, device=device) if distribution or kept_set else None
+    if history is not None and not torch.compiler.is_compiling():
+        # As for `out` in `sample`: a backward that saved them is told that they have changed.
+        torch.autograd.graph.increment_version(tensor for tensor in recorded if tensor is not None)
     edits, status = find_edits(chosen, rows, indices, batch, named)
     details = Details(drawn_logprobs, drawn_raw, drawn_ranks, top_tokens, top_values, numbers)
     chosen.sample_full(drawn, rows, indices, *filters, *randomness, replacement, *edits, *recorded, *details)
@@ -225,12 +228,14 @@ def _sorted_top(
         )
     listed = reference.rank(reference.ordered_key(raw))[:, :count]
     logprobs = operators.log_probs(raw, listed, *_NEUTRAL)
+    # Not by the log-probabilities: that of a token too far below the maximum is -inf too.
+    listed = torch.where(raw.gather(1, listed) > -torch.inf, listed, -1)
     missing = count - listed.shape[1]
     listed = torch.nn.functional.pad(listed, (0, missing), value=-1)
     logprobs = torch.nn.functional.pad(logprobs, (0, missing), value=-torch.inf)
     invalid = (~exists | (tokens[:, 0] < 0) | logprobs[:, 0].isnan())[:, None]
     logprobs = torch.where(invalid, torch.nan, logprobs)
-    listed = torch.where(logprobs > -torch.inf, listed, -1)  # NaN is not
+    listed = torch.where(invalid, -1, listed)
     return listed, logprobs
 
 

@@ -109,7 +109,18 @@ _REFERENCE: dict[str, Callable[..., Any]] = {
     "draw_seed": _draw_seed,
 }
 # Of the others, for which there is no Triton kernel, the reference runs on a GPU too.
-_HAS_TRITON_KERNEL = ("sample", "filter_logits", "filtered_probs", "log_probs")
+_HAS_TRITON_KERNEL = (
+    "sample",
+    "filter_logits",
+    "filtered_probs",
+    "log_probs",
+    "find_edits",
+    "sample_full",
+    "kept_tokens",
+    "fixed_probs_at",
+    "random_words",
+    "sample_residual",
+)
 
 
 # The libraries live as long as the module: their registrations go when they are collected.

@@ -85,14 +85,14 @@ class _Histories(NamedTuple):
 def _histories(tokens: Tensor | None, lengths: Tensor | None, part: slice, like: Tensor) -> _Histories:
     rows = like.shape[0]
     if tokens is None:
-        length = like.new_zeros(rows, dtype=torch.int64) if lengths is None else lengths.expand(part.stop)[part]
+        length = like.new_zeros(rows, dtype=torch.int64) if lengths is None else lengths[part]
         empty = like.new_empty((rows, 0), dtype=torch.int64)
         return _Histories(empty, length.clamp(min=0), length < 0)
     columns = tokens.shape[1]
     if lengths is None:
         length = like.new_full((rows,), columns, dtype=torch.int64)
     else:
-        length = lengths.expand(tokens.shape[0])[part]
+        length = lengths[part]
     judged = _judge(length, columns)
     return _Histories(tokens[part], judged.value, judged.outside)
 
@@ -112,7 +112,8 @@ def _bad_words(
     broken = begin.outside | end.outside | (size <= 0)
     ignored = words.ignored | (words.mine & broken).any(dim=1)
 
-    history, length = output.tokens, output.length
+    # An output of which only the length is known ends in nothing that a word could.
+    history, length = output.tokens, output.length.clamp(max=output.tokens.shape[1])
     if adjustments.bad_words_in_prompt:
         place = torch.arange(prompt.tokens.shape[1] + output.tokens.shape[1], device=flat.device)
         both = torch.cat([prompt.tokens, output.tokens], dim=1)
@@ -120,7 +121,7 @@ def _bad_words(
             place < prompt.length[:, None], place, place - prompt.length[:, None] + prompt.tokens.shape[1]
         )
         history = both.gather(1, moved.clamp(max=max(both.shape[1] - 1, 0))) if both.shape[1] else both
-        length = prompt.length + output.length
+        length = prompt.length + length
     # How far before its last token a word's tokens lie, and with them the history's end, [rows, words, places].
     places = torch.arange(min(flat.shape[0], history.shape[1] + 1), device=flat.device)
     before_last = places < size[:, None] - 1

@@ -358,6 +358,12 @@ def test_opcheck(name: str) -> None:
 
 
 def reads_of(row: Tensor, filters: agree.Filters) -> float:
+    """How many times its length a call reads of a row of logits."""
+    call = Call(row, None, filters, agree.SEEDED, 1)
+    return reads_during(row, lambda: agree.tokens_of(TRITON.sample, call, True))
+
+
+def reads_during(row: Tensor, call: Callable[[], Any]) -> float:
     """How many times its length a call reads of a row of logits, counted by the interpreter's loads."""
     builder = interpreter.interpreter_builder
     load = builder.create_masked_load
@@ -375,7 +381,7 @@ def reads_of(row: Tensor, filters: agree.Filters) -> float:
     copies = (first, last)
     builder.create_masked_load = counted
     try:
-        agree.tokens_of(TRITON.sample, Call(row, None, filters, agree.SEEDED, 1), True)
+        call()
     finally:
         builder.create_masked_load = load
     return count / row.numel()

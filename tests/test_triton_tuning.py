@@ -14,7 +14,7 @@ from missing import missing
 if ops.triton_status() == "triton is not installed":
     missing("triton is not installed")
 
-from fastsample.triton_kernels import launch, policy, tuning
+from fastsample.triton_kernels import call, policy, tuning
 from fastsample.triton_kernels.policy import Division
 
 CPU = torch.device("cpu")
@@ -157,7 +157,7 @@ def test_integers_that_vary_never_look_special_to_triton() -> None:
         assert coded != 1
         assert coded % 16 != 0
     for seed in (0, 1, 16, 2**22, 2**44, -1, -(2**63), 2**63 - 1):
-        word = launch._word(seed, None, torch.zeros(1))
+        word = call.word_of(seed, None, torch.zeros(1))
         parts = [word.low >> 2, word.middle >> 2, word.high >> 2]
         assert (parts[0] | parts[1] << 22 | parts[2] << 44) == seed % 2**64
         assert all(-(2**31) <= coded < 2**31 for coded in word[:3])

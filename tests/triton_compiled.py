@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 PATH = Path(__file__).parent / "data" / "triton_resources.md"
@@ -58,10 +59,13 @@ class Point(NamedTuple):
     top_k: int = 0
     operator: str = "sample"
     probabilities: bool = False
+    edited: bool = False
 
 
 READS = ("maximum_kernel", "bound_kernel", "narrow_kernel", "weigh_kernel")
 ROW = ("row_kernel",)
+DETAILS = ("sums_kernel", "details_kernel")
+RESIDUAL = ("residual_kernel", "draw_residual_kernel")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # A row that several programs read, with and without a top_k that bounds its candidates, and one that a program holds.
@@ -77,6 +81,13 @@ POINTS = {
     "filter_logits bfloat16": Point(("filter_logits_kernel",), torch.bfloat16, 64, 128256, 0, "filter_logits"),
     "filtered_probs float32": Point(("filtered_probs_kernel",), torch.float32, 64, 128256, 0, "filtered_probs"),
     "log_probs float32": Point(("log_probs_kernel",), torch.float32, 64, 128256, 0, "log_probs"),
+    "edited": Point((*READS, *ROW, *DETAILS), torch.float32, 64, 128256, 0, "sample_full", edited=True),
+    "edited short row": Point((*ROW, *DETAILS), torch.bfloat16, 64, 4096, 0, "sample_full", edited=True),
+    "find_edits": Point(("find_edits_kernel",), torch.float32, 64, 128256, 0, "find_edits"),
+    "kept_tokens": Point(("kept_tokens_kernel",), torch.float32, 64, 128256, 0, "kept_tokens", edited=True),
+    "fixed_probs_at": Point(("fixed_probs_kernel",), torch.float32, 64, 128256, 0, "fixed_probs_at"),
+    "random_words": Point(("random_words_kernel",), torch.float32, 64, 128256, 0, "random_words"),
+    "sample_residual": Point(RESIDUAL, torch.float32, 64, 128256, 0, "sample_residual"),
 }
 
 # A target and a point; then maybe options of the compiler that `launch.py` does not give, to be switched on.
@@ -143,11 +154,11 @@ class _Instead:
 @contextmanager
 def launches(launch: Callable[..., None], names: Sequence[str] | None = None) -> Iterator[None]:
     """Every launch becomes `launch(kernel, grid, *arguments, **options)`; of kernels not in `names`, nothing."""
-    from fastsample.triton_kernels import kernels, write
+    from fastsample.triton_kernels import details, edits, kept, kernels, speculative, write
 
     before = [
         (module, name, kernel)
-        for module in (kernels, write)
+        for module in (details, edits, kept, kernels, speculative, write)
         for name, kernel in vars(module).items()
         if name.endswith("_kernel")
     ]
@@ -177,24 +188,59 @@ class Numbers(NamedTuple):
 
 def call(point: Point, numbers: Numbers) -> None:
     """The call of a point, on logits that take no memory."""
-    from fastsample.arguments import Filters, Randomness
-    from fastsample.triton_kernels import launch, policy
+    from fastsample import triton_kernels
+    from fastsample.adjustments import Adjustments
+    from fastsample.arguments import Details, Edits, Filters, History, Randomness
+    from fastsample.triton_kernels import policy
 
-    logits = torch.empty(point.rows, point.vocab, dtype=point.dtype, device="meta")
+    rows, vocab, samples = point.rows, point.vocab, numbers.samples
+    logits = torch.empty(rows, vocab, dtype=point.dtype, device="meta")
     filters = Filters(
         numbers.temperature, None, point.top_k, None, numbers.top_p, None, numbers.min_p, None, numbers.order
     )
     randomness = Randomness(numbers.seed, None, numbers.offset, None, numbers.stream, None, True)
-    size = logits.element_size()
-    with policy.forced(policy.by_default(point.vocab, point.rows, size, point.top_k, MULTIPROCESSORS)):
-        if point.operator == "sample":
-            out = torch.empty(point.rows, numbers.samples, dtype=torch.int64, device="meta")
-            launch.sample(out, logits, None, *filters, *randomness, numbers.replacement, point.probabilities)
-        elif point.operator == "log_probs":
-            tokens = torch.empty(point.rows, numbers.samples, dtype=torch.int64, device="meta")
-            launch.log_probs(logits, tokens, *filters)
-        else:
-            getattr(launch, point.operator)(logits, *filters)
+
+    def integers(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int64, device="meta")
+
+    def words() -> Tensor:
+        return torch.empty(rows, (vocab + 31) // 32, dtype=torch.int32, device="meta")
+
+    def floats(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device="meta")
+
+    edits = Edits(words(), words(), words(), floats(rows, 99)) if point.edited else Edits()
+    # Of each call what follows the logits, and indices where it has them.
+    operands: dict[str, tuple[Any, ...]] = {
+        "sample": (None, *filters, *randomness, numbers.replacement, point.probabilities),
+        "log_probs": (integers(rows, samples), *filters),
+        "filter_logits": filters,
+        "filtered_probs": filters,
+        "sample_full": (
+            None,
+            *filters,
+            *randomness,
+            numbers.replacement,
+            *edits,
+            *History(integers(rows, 50), integers(rows), None),
+            *Details(
+                floats(rows, samples),
+                floats(rows, samples),
+                integers(rows, samples),
+                integers(rows, 20),
+                floats(rows, 20),
+                integers(rows, 8),
+            ),
+        ),
+        "find_edits": (None, rows, *Adjustments(1.1, None, numbers.temperature, output_tokens=integers(rows, samples))),
+        "kept_tokens": (None, *edits, integers(rows, 8), integers(rows + 1), samples),
+        "fixed_probs_at": (None, integers(rows, samples), *filters, point.probabilities),
+        "random_words": (rows, *randomness, 0, samples),
+        "sample_residual": (integers(rows), *filters, False, logits, integers(rows), *filters, False, *randomness),
+    }
+    written = (integers(rows, samples),) if point.operator.startswith("sample") else ()
+    with policy.forced(policy.by_default(vocab, rows, logits.element_size(), point.top_k, MULTIPROCESSORS)):
+        getattr(triton_kernels, point.operator)(*written, logits, *operands[point.operator])
 
 
 def compile_for(target: str) -> None:

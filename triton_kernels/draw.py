@@ -9,7 +9,7 @@ import triton.language as tl
 
 from . import load, weigh
 from .law import at_or_above, random_word, target_of
-from .work import masses_in, plain, word_of
+from .work import is_given, masses_in, place_in, plain, word_of
 
 
 @triton.jit
@@ -21,7 +21,25 @@ def random_of(randomness, row):
 
 @triton.jit
 def write(out, draw, token):
+    """Write a token of a row, and record the first. out: where they go, their stride, the row, its history or None."""
     tl.store(out[0] + draw * out[1], token.to(tl.int64))
+    if out[3] is not None:
+        record(out[3], out[2], token.to(tl.int64), draw == 0)
+
+
+@triton.jit
+def record(history, row, token, first):
+    """Law section 7: put the first token drawn of a row into its history; -1 changes nothing."""
+    # Atomics, since one thread makes them and all have what was there: a load could see another's store.
+    drawn = first & (token >= 0)
+    one = tl.full((), 1, tl.int64)
+    has_counts = drawn & is_given(history.counts)
+    tl.atomic_add(place_in(history.counts, row, token), one.to(tl.int32), mask=has_counts, sem="relaxed")
+    has_lengths = drawn & is_given(history.lengths)
+    place = history.lengths.data + row * plain(history.lengths.stride)
+    length = tl.atomic_add(place, one, mask=has_lengths, sem="relaxed")
+    has_room = has_lengths & is_given(history.tokens) & (length >= 0) & (length < plain(history.columns))
+    tl.store(place_in(history.tokens, row, length), token, mask=has_room)
 
 
 @triton.jit

@@ -4,8 +4,8 @@ A row that fits into the registers of a program it reads once, alone. Any other 
 nothing else, need few registers, and so keep many loads in flight: `maximum_kernel`, for top_p `bound_kernel` (which
 reads a sample) and `narrow_kernel`, then `weigh_kernel`, with several programs a row where there are too few rows to
 keep a GPU busy. Each finds what the one before left in the row's scratch memory; programs never wait for each other.
-`row_kernel` then reads a few chunks of the row, and the whole of it only where the list overflowed. `write.py` has the
-kernels that write rows.
+`row_kernel` then reads a few chunks of the row, and the whole of it only where the list overflowed. Others go on from
+what it found: `write.py` writes rows, `details.py` says more of the draws, `speculative.py` compares two rows.
 """
 
 import triton
@@ -143,17 +143,31 @@ def weigh_kernel(logits, sources, filters, sizes, scratch, parts, shape):
 
 
 @triton.jit
-def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape, draws: tl.constexpr):
-    """One row. With `draws` its tokens go to `out`; without, what it keeps to the scratch memory, for `write.py`."""
+def row_kernel(
+    logits,
+    sources,
+    filters,
+    sizes,
+    scratch,
+    randomness,
+    out,
+    history,
+    shape,
+    draws: tl.constexpr,
+    described: tl.constexpr,
+):
+    """One row. If it `draws`, its tokens go to `out`, and if there is a history, the first of them to that; if it is
+    `described`, what it keeps goes to the scratch memory, for the kernels after it.
+    """
     row = tl.program_id(0).to(tl.int64)
     words = scratch_of(scratch, row, shape)
-    target = out.data + row * plain(out.row_stride), plain(out.stride)
+    target = out.data + row * plain(out.row_stride), plain(out.stride), row, history
     samples = plain(sizes.samples)
     order = plain(filters.order)
     temperature, top_k, top_p, min_p = filters_of(filters, row)
     source, exists = source_of(sources, row, sizes)
     if (exists & selection.valid_filters(temperature, top_p, min_p, shape)) == 0:
-        invalid(target, words, sizes, shape, draws)
+        invalid(target, words, sizes, shape, draws, described)
         return
 
     logits_row = load.row_at(logits, source, row, sizes.vocab, shape)
@@ -164,7 +178,7 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
     peak = maximum.peaks(words, sizes, shape)
     first_rank = tl.min(peak, axis=0)
     if maximum.valid(first_rank, shape) == 0:
-        invalid(target, words, sizes, shape, draws)
+        invalid(target, words, sizes, shape, draws, described)
         return
 
     greedy, has_top_k, has_top_p, by_list = selection.plan_of(temperature, top_k, top_p, sizes, shape)
@@ -172,9 +186,9 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
         index = maximum.first_maximum(logits_row, peak, first_rank, shape)
         if draws:
             draw.from_maximum(target, index, samples, plain(randomness.replacement))
-        else:
+        if described:
             one = tl.full((), LARGEST_WEIGHT, tl.int64)
-            store_selection(words, first_rank, index, one * 0, one, first_rank, shape)
+            selection.store(words, first_rank, index, one * 0, one, first_rank, shape)
         return
 
     weighing = weigh.weighing_of(first_rank, temperature, sizes.vocab, shape)
@@ -186,8 +200,8 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
         if size <= shape.list:
             if draws:
                 draw.from_list(target, index, kept, randomness, row, samples)
-            else:
-                store_selection(words, last_rank, last_index, least, tl.sum(kept, axis=0), first_rank, shape)
+            if described:
+                selection.store(words, last_rank, last_index, least, tl.sum(kept, axis=0), first_rank, shape)
         by_list = size <= shape.list
     if by_list == 0:
         last_rank, last_index = selection.of_row(
@@ -220,26 +234,15 @@ def row_kernel(logits, sources, filters, sizes, scratch, randomness, out, shape,
                 samples,
                 shape,
             )
-        else:
+        if described:
             z = selection.mass_of_chunks(words, sizes, shape)
-            store_selection(words, last_rank, last_index, least, z, first_rank, shape)
+            selection.store(words, last_rank, last_index, least, z, first_rank, shape)
 
 
 @triton.jit
-def invalid(target, scratch, sizes, shape, draws: tl.constexpr):
+def invalid(target, scratch, sizes, shape, draws: tl.constexpr, described: tl.constexpr):
     """What an invalid row gives."""
     if draws:
         draw.write_nothing(target, 0, plain(sizes.samples))
-    else:
+    if described:
         tl.store(selection_in(scratch, shape), tl.full((), 0, tl.int64))
-
-
-@triton.jit
-def store_selection(scratch, last_rank, last_index, least, z, first_rank, shape):
-    place = selection_in(scratch, shape)
-    tl.store(place, tl.full((), 1, tl.int64))
-    tl.store(place + 1, last_rank.to(tl.int64))
-    tl.store(place + 2, last_index.to(tl.int64))
-    tl.store(place + 3, least)
-    tl.store(place + 4, z)
-    tl.store(place + 5, first_rank.to(tl.int64))

@@ -253,3 +253,25 @@ def log1p_of_rest(z):
     rounded_away = u == 1.0
     corrected = tl.log(u) * (s / tl.where(rounded_away, 1.0, u - 1.0))
     return tl.where(rounded_away, s, corrected).to(tl.float32)
+
+
+# --- law section 8: probabilities in fixed point
+
+
+@triton.jit
+def reciprocal(z):
+    """Law section 8: floor(2^102 / Z), uint64, of int64 Z in [2^39, 2^62], by schoolbook division."""
+    quotient = z * 0
+    rest = quotient + (1 << 38)  # as after the first digits, which are above no Z
+    for _ in range(64):
+        rest = rest + rest
+        fits = rest >= z
+        rest = tl.where(fits, rest - z, rest)
+        quotient = quotient + quotient + fits.to(tl.int64)
+    return quotient.to(tl.uint64, bitcast=True)
+
+
+@triton.jit
+def fixed_probability(weight, share):
+    """Law section 8: p^_i = (w_i * floor(2^102 / Z)) >> 62 of a tile of weights, int64; `share` is the `reciprocal`."""
+    return tl.umulhi(tl.zeros_like(weight).to(tl.uint64) + share, (weight << 2).to(tl.uint64)).to(tl.int64)

@@ -31,7 +31,7 @@ def row_at(logits, source, number, vocab, shape):
         index = tl.arange(0, shape.block)
         x = values_at(data, logits.stride, vocab, index, shape)
         if shape.edited:
-            x = edited(widen(x), index, vocab, edits)
+            x = edited_block(widen(x), 0, vocab, edits, data)
         return data, logits.stride, vocab, edits, x
     else:
         return data, logits.stride, vocab, edits, 0
@@ -47,7 +47,7 @@ def edits_of(edits, number, shape):
             plain(edits.allowed_stride),
             edits.bits + number * words,
             edits.before + number * words,
-            edits.values + number * plain(edits.capacity),
+            edits.new_logits + number * plain(edits.capacity),
             words,
         )
     else:
@@ -55,18 +55,55 @@ def edits_of(edits, number, shape):
 
 
 @triton.jit
-def edited(x, index, vocab, edits):
-    """Law section 0: float32 logits at a tile of indices as the row's edits leave them."""
-    allowed, stride, bits, before, values, words = edits
+def words_at(edits, index, vocab):
+    """Of the words that a tile of tokens is in: which tokens are allowed, which edited, and how many of them before."""
+    allowed, stride, bits, before, _, words = edits
     word = index >> 5
-    bit = index & 31
     inside = index < vocab
-    mask = tl.load(allowed + word.to(tl.int64) * stride, mask=inside & (stride >= 0), other=-1)
-    x = tl.where(((mask >> bit) & 1) != 0, x, -INFINITY)
-    mask = tl.load(bits + word, mask=inside & (words > 0), other=0)
-    replaced = ((mask >> bit) & 1) != 0
-    place = tl.load(before + word, mask=replaced, other=0) + bits_below(mask, bit)
-    return tl.where(replaced, tl.load(values + place, mask=replaced, other=0.0), x)
+    allowed_word = tl.load(allowed + word.to(tl.int64) * stride, mask=inside & (stride >= 0), other=-1)
+    edited_word = tl.load(bits + word, mask=inside & (words > 0), other=0)
+    return allowed_word, edited_word, tl.load(before + word, mask=edited_word != 0, other=0)
+
+
+@triton.jit
+def replaced(x, index, allowed_word, edited_word, before, edits):
+    """Law section 0: what the words of a tile of tokens make of their logits."""
+    bit = index & 31
+    x = tl.where(((allowed_word >> bit) & 1) != 0, x, -INFINITY)
+    is_edited = ((edited_word >> bit) & 1) != 0
+    new_logits = edits[4]
+    place = before + bits_below(edited_word, bit)
+    return tl.where(is_edited, tl.load(new_logits + place, mask=is_edited, other=0.0), x)
+
+
+@triton.jit
+def edited(x, index, vocab, edits):
+    """Law section 0: float32 logits at a tile of any indices as the row's edits leave them."""
+    allowed_word, edited_word, before = words_at(edits, index, vocab)
+    return replaced(x, index, allowed_word, edited_word, before, edits)
+
+
+@triton.jit
+def spread(words, together: tl.constexpr):
+    """Each word for as many tokens."""
+    tile = tl.broadcast_to(words[:, None], [words.shape[0], together])
+    return tl.reshape(tile, [words.shape[0] * together])
+
+
+@triton.jit
+def edited_block(x, first, vocab, edits, data):
+    """`edited` of the block of a row, `data`, that begins with a token.
+
+    A thread loads 16 bytes at once, whose tokens' words it looks up once: token by token the loop of `maximum_kernel`
+    took 429 instructions in place of 368; without edits it takes 193 (counted for sm_90).
+    """
+    together: tl.constexpr = 128 // data.dtype.element_ty.primitive_bitwidth
+    index = first + tl.arange(0, x.shape[0])
+    group = first + tl.arange(0, x.shape[0] // together) * together
+    allowed_word, edited_word, before = words_at(edits, group, vocab)
+    return replaced(
+        x, index, spread(allowed_word, together), spread(edited_word, together), spread(before, together), edits
+    )
 
 
 @triton.jit
@@ -108,12 +145,15 @@ def block_as_it_is(row, chunk, shape):
 @triton.jit
 def block(row, chunk, shape):
     """Float32 logits and indices of the block that begins with a chunk."""
-    _, _, _, _, resident = row
+    data, stride, vocab, edits, resident = row
     index = indices_of_block(chunk, shape)
     if shape.resident:
         return widen(resident), index
     else:
-        return values(row, index, shape), index
+        x = widen(values_at(data, stride, vocab, index, shape))
+        if shape.edited:
+            x = edited_block(x, chunk * shape.chunk, vocab, edits, data)
+        return x, index
 
 
 @triton.jit

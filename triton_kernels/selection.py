@@ -10,7 +10,7 @@ import triton.language as tl
 
 from . import bound, cut, gather, weigh
 from .law import LAST_RANK, at_or_above, ceil_product, logit_of
-from .work import ORDER_JOINT, ORDER_MIN_P_FIRST, masses_in, total_in
+from .work import ORDER_JOINT, ORDER_MIN_P_FIRST, masses_in, scratch_of, selection_in, total_in
 
 # Ranks above every logit's: nothing ranks at or above it.
 NOTHING: tl.constexpr = tl.constexpr(-0x7F800001)
@@ -193,3 +193,37 @@ def of_candidates(weighing, scratch, target, counting, least, sizes, shape):
 def least_weight(min_p, weighing, shape):
     """Law section 3: what min_p keeps weighs at least ceil(min_p * the largest weight)."""
     return ceil_product(min_p, weigh.largest(weighing, shape))
+
+
+# --- what a row keeps, for the kernels after `row_kernel`
+
+
+@triton.jit
+def store(scratch, last_rank, last_index, least, z, first_rank, shape):
+    place = selection_in(scratch, shape)
+    tl.store(place, tl.full((), 1, tl.int64))
+    tl.store(place + 1, last_rank.to(tl.int64))
+    tl.store(place + 2, last_index.to(tl.int64))
+    tl.store(place + 3, least)
+    tl.store(place + 4, z)
+    tl.store(place + 5, first_rank.to(tl.int64))
+
+
+@triton.jit
+def stored(scratch, row, shape):
+    """Whether the row is valid, rank and index of the last token kept, least weight, Z, m."""
+    place = selection_in(scratch_of(scratch, row, shape), shape)
+    valid = tl.load(place) != 0
+    last_rank = tl.load(place + 1, mask=valid, other=LAST_RANK).to(tl.int32)
+    last_index = tl.load(place + 2, mask=valid, other=0).to(tl.int32)
+    least = tl.load(place + 3, mask=valid, other=0)
+    z = tl.load(place + 4, mask=valid, other=1)
+    m = logit_of(tl.load(place + 5, mask=valid, other=0).to(tl.int32))
+    return valid, last_rank, last_index, least, z, m
+
+
+@triton.jit
+def keeps(rank, index, weight, last_rank, last_index, least):
+    """Which tokens a row keeps, of the numbers that are stored."""
+    within = at_or_above(rank, index, last_rank, last_index)
+    return within & (weight >= least)

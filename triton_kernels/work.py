@@ -34,9 +34,9 @@ class Edits(NamedTuple):
     allowed_stride: Any  # coded; -1 where there is no bitmask
     bits: Any
     before: Any
-    values: Any
+    new_logits: Any  # `values` is a name that Triton's tuples have themselves
     words: Any  # of a row's bits, coded; 0 where nothing is edited
-    capacity: Any  # of a row's values, coded
+    capacity: Any  # of a row's new_logits, coded
 
 
 class Logits(NamedTuple):
@@ -126,6 +126,54 @@ class History(NamedTuple):
     counts: Tokens
 
 
+class Histories(NamedTuple):
+    """Lists of tokens by output row, of which some of the first columns count."""
+
+    tokens: Tokens
+    columns: Any  # of tokens, coded
+    lengths: Vector
+
+
+class Adjustments(NamedTuple):
+    """What changes logits (law section 0). A stride of -1 says that there is no such tensor, as a count of 0 does."""
+
+    repetition_penalty: PerRow
+    presence_penalty: PerRow
+    frequency_penalty: PerRow
+    prompt: Histories
+    output: Histories
+    prompt_mask: Tokens
+    output_counts: Tokens
+    bias: Vector  # of tokens
+    bias_count: Any  # coded, as the other counts
+    bias_offsets: Vector
+    bias_values: Vector
+    bad_words: Vector  # their tokens
+    bad_word_tokens: Any  # how many of them
+    bad_word_offsets: Vector
+    bad_word_count: Any
+    bad_word_rows: Vector
+    bad_words_in_prompt: Any  # 0 or 1, coded
+    min_tokens: Word
+    stops: Vector  # tokens
+    stop_count: Any
+    stop_offsets: Vector
+    allowed: Tokens
+
+
+class Found(NamedTuple):
+    """Where `find_edits` writes: its results, and what it notes at the places of the edits."""
+
+    bits: Any
+    before: Any
+    new_logits: Any
+    entries: Any  # the memory of new_logits, as integers
+    status: Any
+    notes: Any  # of each row the token of each edit, then what is said of each
+    words: Any  # of a row's bits, coded
+    capacity: Any  # of a row's new_logits, coded
+
+
 class Details(NamedTuple):
     """What is written of a row's draws (law section 7). A stride of -1 says that nobody asks for it."""
 
@@ -148,6 +196,17 @@ class Shape(NamedTuple):
     resident: Any  # whether the row is loaded once, and kept in registers
     probabilities: Any  # whether the rows hold probabilities (law section 5)
     edited: Any  # whether requests change the logits (law section 0)
+
+
+class Side(NamedTuple):
+    """One of two matrices whose rows are compared, each with its own selection in its scratch memory."""
+
+    logits: Logits
+    sources: Sources
+    temperature: PerRow
+    sizes: Sizes
+    scratch: Any
+    shape: Shape
 
 
 # Ranks at which one read of a row measures what ranks above. Four: their sums stay in registers, and three parts of the
@@ -183,6 +242,18 @@ def word_of(parameter, row):
     number = plain(parameter.low).to(tl.int64) | (plain(parameter.middle).to(tl.int64) << 22)
     number = number | (plain(parameter.high).to(tl.int64) << 44)
     return tl.load(parameter.rows + tl.where(given, row * stride, 0), mask=given, other=number)
+
+
+@triton.jit
+def place_in(tokens, row, column):
+    """Where a matrix has the number of a row and column."""
+    return tokens.data + row * plain(tokens.row_stride) + column * plain(tokens.stride)
+
+
+@triton.jit
+def is_given(tokens):
+    """Whether there is such a matrix, or vector."""
+    return plain(tokens.stride) >= 0
 
 
 @triton.jit

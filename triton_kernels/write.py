@@ -8,47 +8,25 @@ launch that a kernel's globals are what they were, by ==.
 import triton
 import triton.language as tl
 
-from . import load, weigh
+from . import load, selection, weigh
 from .kernels import part_of
 from .law import (
     INFINITY,
-    LAST_RANK,
     LN2,
-    at_or_above,
     exponent,
     log1p_of_rest,
-    logit_of,
     probability,
     scale_of,
     share_of,
 )
-from .work import number_of, plain, scratch_of, selection_in
-
-
-@triton.jit
-def selection_of(scratch, row, shape):
-    """Whether the row is valid, rank and index of the last token kept, least weight, Z, m."""
-    place = selection_in(scratch_of(scratch, row, shape), shape)
-    valid = tl.load(place) != 0
-    last_rank = tl.load(place + 1, mask=valid, other=LAST_RANK).to(tl.int32)
-    last_index = tl.load(place + 2, mask=valid, other=0).to(tl.int32)
-    least = tl.load(place + 3, mask=valid, other=0)
-    z = tl.load(place + 4, mask=valid, other=1)
-    m = logit_of(tl.load(place + 5, mask=valid, other=0).to(tl.int32))
-    return valid, last_rank, last_index, least, z, m
-
-
-@triton.jit
-def keeps(rank, index, weight, last_rank, last_index, least):
-    within = at_or_above(rank, index, last_rank, last_index)
-    return within & (weight >= least)
+from .work import number_of, plain
 
 
 @triton.jit(do_not_specialize=["parts"])
 def filter_logits_kernel(logits, temperature, sizes, scratch, parts, out, shape):
     """Kept logits as they are, -inf elsewhere; NaN throughout an invalid row."""
     row = (tl.program_id(0) // parts).to(tl.int64)
-    valid, last_rank, last_index, least, _, m = selection_of(scratch, row, shape)
+    valid, last_rank, last_index, least, _, m = selection.stored(scratch, row, shape)
     c = scale_of(number_of(temperature, row))
     first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
     logits_row = load.row_at(logits, row, row, sizes.vocab, shape)
@@ -56,7 +34,7 @@ def filter_logits_kernel(logits, temperature, sizes, scratch, parts, out, shape)
         as_it_is = load.block_as_it_is(logits_row, chunk, shape)
         x, index = load.widen(as_it_is), load.indices_of_block(chunk, shape)
         weight = weigh.weights(x, (m, c, 0), shape)
-        kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
+        kept = selection.keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
         left_out = (tl.zeros_like(x) + tl.where(valid, -INFINITY, float("nan"))).to(as_it_is.dtype)
         result = tl.where(kept & valid, as_it_is, left_out)
         tl.store(out.data + row * out.row_stride + index, result, mask=index < sizes.vocab)
@@ -66,7 +44,7 @@ def filter_logits_kernel(logits, temperature, sizes, scratch, parts, out, shape)
 def filtered_probs_kernel(logits, temperature, sizes, scratch, parts, out, shape):
     """Probabilities of kept tokens, 0 elsewhere; NaN throughout an invalid row."""
     row = (tl.program_id(0) // parts).to(tl.int64)
-    valid, last_rank, last_index, least, z, m = selection_of(scratch, row, shape)
+    valid, last_rank, last_index, least, z, m = selection.stored(scratch, row, shape)
     c = scale_of(number_of(temperature, row))
     share = share_of(z)
     first, last = part_of(tl.program_id(0) % parts, parts, sizes, shape)
@@ -74,7 +52,7 @@ def filtered_probs_kernel(logits, temperature, sizes, scratch, parts, out, shape
     for chunk in range(first, last, shape.block // shape.chunk):
         x, index = load.block(logits_row, chunk, shape)
         weight = weigh.weights(x, (m, c, 0), shape)
-        kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
+        kept = selection.keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
         result = tl.where(valid, tl.where(kept, probability(x, m, c, share), 0.0), float("nan"))
         tl.store(out.data + row * out.row_stride + index, result, mask=index < sizes.vocab)
 
@@ -85,7 +63,7 @@ def log_probs_kernel(logits, temperature, sizes, scratch, wanted, count, out, sh
     blocks = tl.cdiv(count, shape.chunk)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     number = (tl.program_id(0) % blocks) * shape.chunk + tl.arange(0, shape.chunk)
-    valid, last_rank, last_index, least, z, m = selection_of(scratch, row, shape)
+    valid, last_rank, last_index, least, z, m = selection.stored(scratch, row, shape)
     c = scale_of(number_of(temperature, row))
     place = wanted.data + row * plain(wanted.row_stride) + number.to(tl.int64) * plain(wanted.stride)
     token = tl.load(place, mask=number < count, other=-1)
@@ -94,7 +72,7 @@ def log_probs_kernel(logits, temperature, sizes, scratch, wanted, count, out, sh
     data = logits.data + row * logits.row_stride
     x = load.widen(load.values_at(data, logits.stride, sizes.vocab, index, shape))
     weight = weigh.weights(x, (m, c, 0), shape)
-    kept = keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
+    kept = selection.keeps(load.ranks(x, shape), index, weight, last_rank, last_index, least)
     value = -(-exponent(x, m, c) * LN2 + log1p_of_rest(z))
     result = tl.where(known & valid, tl.where(kept, value, -INFINITY), float("nan"))
     place = out.data + row * plain(out.row_stride) + number.to(tl.int64) * plain(out.stride)

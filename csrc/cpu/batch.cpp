@@ -5,6 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "rows.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -38,6 +40,67 @@ InstructionSet best_instruction_set() {
 
 std::atomic<int64_t> instruction_set_in_force{-1};
 
+// Memory of one thread's rows, made on first use and kept; left unset, so that only what a row uses is ever paged in.
+class Scratch {
+ public:
+  RowScratch& of(int64_t parts, int64_t edited_tokens) {
+    if (!row_) {
+      row_.reset(new RowArrays);
+      scratch_.chunk_maximum = row_->chunk_maximum;
+      scratch_.raw_chunk_maximum = row_->raw_chunk_maximum;
+      scratch_.chunk_sum = row_->chunk_sum;
+      scratch_.sample_logit = row_->sample_logit;
+      scratch_.sample_weight = row_->sample_weight;
+      scratch_.histogram_measure = row_->histogram_measure;
+      scratch_.histogram_count = row_->histogram_count;
+      scratch_.work = {row_->work.logit, row_->work.index, 0, false, false};
+    }
+    if (edited_tokens > edited_size_) {
+      edited_.reset(new float[static_cast<size_t>(edited_tokens + kVectorPadding)]);
+      edited_size_ = edited_tokens;
+      scratch_.edited = edited_.get();
+    }
+    lists_.reserve(static_cast<size_t>(parts));
+    parts_.reserve(static_cast<size_t>(parts));
+    while (static_cast<int64_t>(parts_.size()) < parts) {
+      lists_.push_back(std::unique_ptr<List>(new List));
+      parts_.push_back({});
+      parts_.back().candidates = {lists_.back()->logit, lists_.back()->index, 0, false, false};
+    }
+    scratch_.parts = parts_.data();
+    return scratch_;
+  }
+
+ private:
+  struct List {
+    float logit[kCandidateCapacity + kVectorPadding];
+    uint32_t index[kCandidateCapacity + kVectorPadding];
+  };
+  struct RowArrays {
+    float chunk_maximum[kMaxChunks];
+    float raw_chunk_maximum[kMaxChunks];
+    uint64_t chunk_sum[kMaxChunks];
+    float sample_logit[kSampleCapacity + kVectorPadding];
+    float sample_weight[kSampleCapacity + kVectorPadding];
+    uint64_t histogram_measure[1 << kHistogramBits];
+    uint32_t histogram_count[1 << kHistogramBits];
+    List work;
+  };
+  std::unique_ptr<RowArrays> row_;
+  std::unique_ptr<float[]> edited_;
+  int64_t edited_size_ = 0;
+  std::vector<std::unique_ptr<List>> lists_;
+  std::vector<PartScratch> parts_;
+  RowScratch scratch_{};
+};
+
+}  // namespace
+
+RowScratch& thread_scratch(int64_t parts, int64_t edited_tokens) {
+  static thread_local Scratch scratch;
+  return scratch.of(parts, edited_tokens);
+}
+
 const Kernels& kernels() {
 #if defined(__x86_64__)
   switch (cap_instruction_set(-1)) {
@@ -51,80 +114,6 @@ const Kernels& kernels() {
 #endif
   return kScalarKernels;
 }
-
-// Memory of one thread's rows, made on first use and kept; left unset, so that only what a row uses is ever paged in.
-class Scratch {
- public:
-  RowScratch& with_parts(int64_t parts) {
-    if (!row_) {
-      row_.reset(new RowArrays);
-      scratch_.chunk_maximum = row_->chunk_maximum;
-      scratch_.chunk_sum = row_->chunk_sum;
-      scratch_.sample_logit = row_->sample_logit;
-      scratch_.sample_weight = row_->sample_weight;
-      scratch_.histogram_measure = row_->histogram_measure;
-      scratch_.histogram_count = row_->histogram_count;
-      scratch_.work = {row_->work.logit, row_->work.index, 0, false, false};
-    }
-    lists_.reserve(static_cast<size_t>(parts));
-    parts_.reserve(static_cast<size_t>(parts));
-    while (static_cast<int64_t>(parts_.size()) < parts) {
-      lists_.push_back(std::unique_ptr<List>(new List));
-      parts_.push_back({{lists_.back()->logit, lists_.back()->index, 0, false, false}, 0, false, 0, 0});
-    }
-    scratch_.parts = parts_.data();
-    return scratch_;
-  }
-
- private:
-  struct List {
-    float logit[kCandidateCapacity + kVectorPadding];
-    uint32_t index[kCandidateCapacity + kVectorPadding];
-  };
-  struct RowArrays {
-    float chunk_maximum[kMaxChunks];
-    uint64_t chunk_sum[kMaxChunks];
-    float sample_logit[kSampleCapacity + kVectorPadding];
-    float sample_weight[kSampleCapacity + kVectorPadding];
-    uint64_t histogram_measure[1 << kHistogramBits];
-    uint32_t histogram_count[1 << kHistogramBits];
-    List work;
-  };
-  std::unique_ptr<RowArrays> row_;
-  std::vector<std::unique_ptr<List>> lists_;
-  std::vector<PartScratch> parts_;
-  RowScratch scratch_{};
-};
-
-RowScratch& thread_scratch(int64_t parts) {
-  static thread_local Scratch scratch;
-  return scratch.with_parts(parts);
-}
-
-// Rows over threads; where there are fewer rows than threads, each row's chunks over threads, unless a row is so short
-// that starting the threads costs more than it saves.
-template <class Body>
-void for_each_row(int64_t rows, int64_t vocab, const Threads& threads, const Body& body) {
-  constexpr int64_t kShortestSplit = 32768;
-  if (rows == 0) return;
-  const IeeeArithmetic arithmetic;
-  if (rows >= threads.count || vocab < kShortestSplit) {
-    const int64_t parts = std::min(rows, threads.count);
-    const Team alone{1, nullptr};
-    const Team over_rows{parts, threads.run};
-    over_rows.run([&](int64_t part) {
-      RowScratch& scratch = thread_scratch(1);
-      for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) body(row, scratch, alone);
-    });
-    return;
-  }
-  const int64_t parts = std::min(threads.count, vocab / (kShortestSplit / 4));
-  RowScratch& scratch = thread_scratch(parts);
-  const Team together{parts, threads.run};
-  for (int64_t row = 0; row < rows; ++row) body(row, scratch, together);
-}
-
-}  // namespace
 
 InstructionSet cap_instruction_set(int64_t cap) {
   // Asked once: in a virtual machine each cpuid instruction traps (26 us, more than a top-k row takes).
@@ -141,7 +130,7 @@ void sample(const Batch& batch, const int64_t* indices, int64_t indices_stride, 
             const BatchRandomness& randomness, bool replacement, const Tokens& out, const Threads& threads) {
   if (out.count == 0) return;
   const Kernels& kernel = kernels();
-  for_each_row(out.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
+  for_each_row(out.rows, batch.vocab, false, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
     const int64_t from = indices ? indices[row * indices_stride] : row;
     int64_t* tokens = out.data + row * out.row_stride;
     if (from < 0 || from >= batch.rows) {
@@ -156,14 +145,14 @@ void sample(const Batch& batch, const int64_t* indices, int64_t indices_stride, 
 void filter_logits(const Batch& batch, const BatchFilters& filters, char* out, const Threads& threads) {
   const Kernels& kernel = kernels();
   const int64_t row_bytes = batch.vocab * (batch.dtype == DType::kFloat32 ? 4 : 2);
-  for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
+  for_each_row(batch.rows, batch.vocab, false, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
     kernel.filter_logits(row_of(batch, row), filters[row], out + row * row_bytes, scratch, team);
   });
 }
 
 void filtered_probs(const Batch& batch, const BatchFilters& filters, float* out, const Threads& threads) {
   const Kernels& kernel = kernels();
-  for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
+  for_each_row(batch.rows, batch.vocab, false, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
     kernel.filtered_probs(row_of(batch, row), filters[row], out + row * batch.vocab, scratch, team);
   });
 }
@@ -171,7 +160,7 @@ void filtered_probs(const Batch& batch, const BatchFilters& filters, float* out,
 void log_probs(const Batch& batch, const BatchFilters& filters, const int64_t* tokens, int64_t tokens_row_stride,
                int64_t tokens_stride, int64_t count, float* out, const Threads& threads) {
   const Kernels& kernel = kernels();
-  for_each_row(batch.rows, batch.vocab, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
+  for_each_row(batch.rows, batch.vocab, false, threads, [&](int64_t row, RowScratch& scratch, const Team& team) {
     kernel.log_probs(row_of(batch, row), filters[row], tokens + row * tokens_row_stride, tokens_stride, count,
                      out + row * count, scratch, team);
   });

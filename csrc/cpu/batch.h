@@ -28,4 +28,11 @@ void filtered_probs(const Batch& batch, const BatchFilters& filters, float* out,
 void log_probs(const Batch& batch, const BatchFilters& filters, const int64_t* tokens, int64_t tokens_row_stride,
                int64_t tokens_stride, int64_t count, float* out, const Threads& threads);
 
+void find_edits(const FindEdits& call, const Threads& threads);
+void sample_full(const SampleFull& call, const Threads& threads);
+void kept_tokens(const KeptTokens& call, const Threads& threads);
+void fixed_probs_at(const FixedProbsAt& call, const Threads& threads);
+void random_words(const RandomWords& call);
+void sample_residual(const SampleResidual& call, const Threads& threads);
+
 }  // namespace fastsample::cpu

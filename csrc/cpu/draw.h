@@ -57,11 +57,13 @@ struct Survivors {
   }
 };
 
+// Returns the mass of all survivors.
 template <class Row, class Weight>
-inline void draw(const Survivors<Row, Weight>& kept, const Draws& draws) {
+inline uint64_t draw(const Survivors<Row, Weight>& kept, const Draws& draws) {
   uint64_t* running = kept.chunk_sum;  // becomes the sum of all chunks so far
   for (int64_t chunk = 1; chunk < kept.chunks.count; ++chunk) running[chunk] += running[chunk - 1];
-  uint64_t total = running[kept.chunks.count - 1];
+  const uint64_t all = running[kept.chunks.count - 1];
+  uint64_t total = all;
   PhiloxWords words{};
   for (int64_t i = 0; i < draws.count; ++i) {
     if (i % 2 == 0)
@@ -94,6 +96,7 @@ inline void draw(const Survivors<Row, Weight>& kept, const Draws& draws) {
     total -= weight;
     for (int64_t later = chunk; later < kept.chunks.count; ++later) running[later] -= weight;
   }
+  return all;
 }
 
 }  // namespace fastsample::cpu::FASTSAMPLE_INSTRUCTION_SET

@@ -86,6 +86,20 @@ struct StridedRow {
   }
 };
 
+// Calls body(row) with the row's type: the one place where dtype and stride are told apart.
+template <class Body>
+void with_row(const RowView& view, const Body& body) {
+  if (view.stride != 1 && view.vocab > 1) return body(StridedRow{view.data, view.stride, view.dtype, view.vocab});
+  switch (view.dtype) {
+    case DType::kFloat32:
+      return body(ContiguousRow<float>{static_cast<const float*>(view.data), view.vocab});
+    case DType::kFloat16:
+      return body(ContiguousRow<Float16>{static_cast<const Float16*>(view.data), view.vocab});
+    case DType::kBFloat16:
+      return body(ContiguousRow<BFloat16>{static_cast<const BFloat16*>(view.data), view.vocab});
+  }
+}
+
 template <class Row>
 inline float token_at(const Row& row, int64_t i) {
   float lanes[kWidth];

@@ -8,8 +8,7 @@ namespace fastsample::cpu::FASTSAMPLE_INSTRUCTION_SET {
 
 // Four accumulators hide the latency of max; one comparison finds the NaNs of two vectors.
 template <bool kRefuseNegative, class Row>
-inline void maximum(const Row& row, const Chunks& chunks, int64_t first, int64_t last, float* chunk_maximum,
-                    PartScratch& part) {
+inline Maximum maximum(const Row& row, const Chunks& chunks, int64_t first, int64_t last, float* chunk_maximum) {
   const F lowest = Simd::set(-kInfinity);
   F row_most = lowest;
   M refused = Simd::none();
@@ -48,8 +47,11 @@ inline void maximum(const Row& row, const Chunks& chunks, int64_t first, int64_t
     chunk_maximum[chunk] = Simd::horizontal_max(most);
     row_most = Simd::max(most, row_most);
   }
-  part.maximum = Simd::horizontal_max(row_most);
-  part.invalid = Simd::any(refused);
+  return {Simd::horizontal_max(row_most), Simd::any(refused)};
+}
+
+inline Maximum larger(Maximum a, Maximum b) {
+  return {a.value > b.value ? a.value : b.value, a.invalid || b.invalid};
 }
 
 // The first token equal to the maximum: the greedy choice of law section 1.

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../batch.h"
+#include "../requests.h"
 #include "arithmetic.h"
 
 namespace fastsample::cpu {
@@ -15,6 +15,17 @@ struct RowView {
   int64_t vocab;
   DType dtype;
 };
+
+// Exact, and without instructions that not every processor has.
+FASTSAMPLE_FUNCTION float widen_float16(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = half >> 10 & 0x1Fu;
+  const uint32_t fraction = half & 0x3FFu;
+  if (exponent == 31) return bits_float(sign | 0x7F800000u | fraction << 13);
+  if (exponent != 0) return bits_float(sign | (exponent + 112) << 23 | fraction << 13);
+  const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+  return sign ? -magnitude : magnitude;
+}
 
 // Where a row's draws go and where their random words come from.
 struct Draws {
@@ -53,20 +64,37 @@ constexpr int64_t kMaxChunks = 16384;   // 2^22 tokens in chunks of 256; longer 
 constexpr int64_t kSampleCapacity = 8192;
 constexpr int kHistogramBits = 11;
 
+// The largest of some tokens, and whether one of them makes the row invalid.
+struct Maximum {
+  float value;
+  bool invalid;
+};
+
+// What is counted of a kept set (law section 7).
+struct KeptSums {
+  uint64_t everything;  // the weight of all tokens, kept or not
+  uint64_t energy;      // E
+  int64_t count;
+  float least;  // the smallest logit kept
+};
+
 // The share of one thread of a row that several threads split.
 struct PartScratch {
   Candidates candidates;
-  float maximum;
-  bool invalid;
+  Maximum maximum;
+  Maximum raw_maximum;
   uint64_t total;
   uint64_t above;
+  KeptSums kept;
 };
 
-// All working memory of one row, whatever the vocabulary: 0.5 MiB, and 0.25 MiB for each part. Kept by the calling
-// thread between calls, because a fresh allocation of that size page-faults anew in every call.
+// All working memory of one row: 0.6 MiB and 0.25 MiB for each part, and the row itself where it is edited. Kept by
+// the calling thread between calls, because a fresh allocation of that size page-faults anew in every call.
 struct RowScratch {
-  float* chunk_maximum;  // [kMaxChunks]
-  uint64_t* chunk_sum;   // [kMaxChunks]
+  float* edited;             // [vocab + kVectorPadding], for edited rows alone
+  float* raw_chunk_maximum;  // [kMaxChunks], of an edited row as it was
+  float* chunk_maximum;      // [kMaxChunks]
+  uint64_t* chunk_sum;       // [kMaxChunks]
   Candidates work;
   float* sample_logit;   // [kSampleCapacity]
   float* sample_weight;  // [kSampleCapacity]
@@ -102,6 +130,16 @@ struct Kernels {
   void (*filtered_probs)(const RowView&, const Filters&, float* out, RowScratch&, const Team&);
   void (*log_probs)(const RowView&, const Filters&, const int64_t* tokens, int64_t tokens_stride, int64_t count,
                     float* out, RowScratch&, const Team&);
+  // `edits` may be null; `details` are the row's own, as RowsOf::from gives them.
+  void (*sample_full)(const RowView&, const RowEdits* edits, const Filters&, const Draws&, const Details& details,
+                      RowScratch&, const Team&);
+  // Writes the indices of a cut's tokens to out[begin], ... as far as they are in [0, end).
+  void (*kept_tokens)(const RowView&, const RowEdits&, Cut, int64_t begin, int64_t end, int64_t* out, RowScratch&);
+  void (*fixed_probs_at)(const RowView&, const Filters&, const int64_t* tokens, int64_t tokens_stride, int64_t count,
+                         int64_t* out, RowScratch&, const Team&);
+  // `draft` may be null: there is none.
+  void (*sample_residual)(const RowView& target, const Filters& target_filters, const RowView* draft,
+                          const Filters& draft_filters, const Draws&, RowScratch&, const Team&);
 };
 
 extern const Kernels kScalarKernels;

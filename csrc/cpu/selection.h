@@ -26,9 +26,11 @@ struct Selection {
   float most;
   RowScratch& scratch;
   const Team& team;
+  mutable uint64_t mass_of_everything = 0;  // once it has been summed
 
   int64_t first(int64_t part) const { return chunks.first_of_part(part, team.parts); }
   Cut everything() const { return {-kFloatMax, row.size}; }
+  bool is_everything(Cut cut) const { return cut.logit == -kFloatMax && cut.end == row.size; }
   bool has_top_k() const { return fastsample::has_top_k(filters, row.size); }
   // Weights never decrease with the logit, so min_p is a bound on logits.
   Cut cut_of_min_p() const {
@@ -45,12 +47,8 @@ struct Selection {
   }
 
   uint64_t weigh_kept(Cut cut) const {
-    team.run([&](int64_t part) {
-      scratch.parts[part].total = weigh_chunks(row, chunks, first(part), first(part + 1), weight, cut,
-                                               scratch.chunk_maximum, scratch.chunk_sum);
-    });
-    uint64_t total = 0;
-    for (int64_t part = 0; part < team.parts; ++part) total += scratch.parts[part].total;
+    const uint64_t total = weigh_row(row, chunks, weight, cut, scratch.chunk_maximum, scratch, team);
+    if (is_everything(cut)) mass_of_everything = total;
     return total;
   }
 
@@ -195,8 +193,8 @@ struct Selection {
 
   // The cut of top_p, if it is inside the bracket and the bracket's tokens fit the list; in any case the mass to reach.
   bool bracket_select(Cut base, Bracket bracket, Kept& kept, uint64_t& target) const {
+    const bool all = is_everything(base);
     team.run([&](int64_t part) {
-      const bool all = base.logit == -kFloatMax && base.end == row.size;
       const auto sweep = all ? weigh_and_gather<true, Row, Weight> : weigh_and_gather<false, Row, Weight>;
       sweep(row, chunks, first(part), first(part + 1), weight, base, bracket, scratch.chunk_maximum, scratch.chunk_sum,
             scratch.parts[part]);
@@ -206,6 +204,7 @@ struct Selection {
       total += scratch.parts[part].total;
       above += scratch.parts[part].above;
     }
+    if (all) mass_of_everything = total;
     target = mass_bound(filters.top_p, total);
     if (above >= target) return false;
     if (bracket.low == bracket.high) {  // one value: its tokens are counted, not gathered

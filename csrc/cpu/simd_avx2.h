@@ -81,6 +81,12 @@ struct Simd {
   FASTSAMPLE_INLINE static M equal(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
   FASTSAMPLE_INLINE static M unordered(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
   FASTSAMPLE_INLINE static M none() { return _mm256_setzero_ps(); }
+  // Bit i chooses token i.
+  FASTSAMPLE_INLINE static M chosen(uint32_t bits) {
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i mine = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lanes);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(mine, lanes));
+  }
   FASTSAMPLE_INLINE static M either(M a, M b) { return _mm256_or_ps(a, b); }
   FASTSAMPLE_INLINE static M both(M a, M b) { return _mm256_and_ps(a, b); }
   FASTSAMPLE_INLINE static M but_not(M a, M b) { return _mm256_andnot_ps(b, a); }
@@ -110,6 +116,11 @@ struct Simd {
     return {_mm256_add_epi64(a.low, _mm256_and_si256(low, b.low)),
             _mm256_add_epi64(a.high, _mm256_and_si256(high, b.high))};
   }
+  // floor(a * floor(b) / 2^20) of products below 2^64, for 0 <= b < 2^31
+  FASTSAMPLE_INLINE static U scaled_product(U a, F b) {
+    const __m256i factor = _mm256_cvttps_epi32(b);
+    return {product(a.low, _mm256_castsi256_si128(factor)), product(a.high, _mm256_extracti128_si256(factor, 1))};
+  }
   FASTSAMPLE_INLINE static uint64_t sum(U a) {
     const __m256i half = _mm256_add_epi64(a.low, a.high);
     const __m128i pair = _mm_add_epi64(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
@@ -130,6 +141,11 @@ struct Simd {
   }
 
  private:
+  FASTSAMPLE_INLINE static __m256i product(__m256i a, __m128i b) {
+    const __m256i factor = _mm256_cvtepu32_epi64(b);
+    const __m256i high = _mm256_slli_epi64(_mm256_mul_epu32(_mm256_srli_epi64(a, 32), factor), 32);
+    return _mm256_srli_epi64(_mm256_add_epi64(high, _mm256_mul_epu32(a, factor)), 20);
+  }
   FASTSAMPLE_INLINE static __m256i shifted(__m128i significand, __m128i shift) {
     return _mm256_srlv_epi64(_mm256_slli_epi64(_mm256_cvtepu32_epi64(significand), 17), _mm256_cvtepu32_epi64(shift));
   }

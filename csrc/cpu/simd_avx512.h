@@ -58,6 +58,8 @@ struct Simd {
   FASTSAMPLE_INLINE static M equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   FASTSAMPLE_INLINE static M unordered(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
   FASTSAMPLE_INLINE static M none() { return 0; }
+  // Bit i chooses token i.
+  FASTSAMPLE_INLINE static M chosen(uint32_t bits) { return static_cast<M>(bits); }
   FASTSAMPLE_INLINE static M either(M a, M b) { return _kor_mask16(a, b); }
   FASTSAMPLE_INLINE static M both(M a, M b) { return _kand_mask16(a, b); }
   FASTSAMPLE_INLINE static M but_not(M a, M b) { return _kandn_mask16(b, a); }
@@ -76,6 +78,11 @@ struct Simd {
   FASTSAMPLE_INLINE static U add_where(M m, U a, U b) {  // a + (m ? b : 0)
     return {_mm512_mask_add_epi64(a.low, static_cast<__mmask8>(m), a.low, b.low),
             _mm512_mask_add_epi64(a.high, static_cast<__mmask8>(m >> 8), a.high, b.high)};
+  }
+  // floor(a * floor(b) / 2^20) of products below 2^64, for 0 <= b < 2^31
+  FASTSAMPLE_INLINE static U scaled_product(U a, F b) {
+    const __m512i factor = _mm512_cvttps_epi32(b);
+    return {product(a.low, _mm512_castsi512_si256(factor)), product(a.high, _mm512_extracti32x8_epi32(factor, 1))};
   }
   FASTSAMPLE_INLINE static uint64_t sum(U a) {
     return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(a.low, a.high)));
@@ -97,6 +104,13 @@ struct Simd {
     const __m512i indices = _mm512_loadu_si512(from);
     _mm512_storeu_ps(logit, _mm512_maskz_compress_ps(m, x));
     _mm512_storeu_si512(index, _mm512_maskz_compress_epi32(m, indices));
+  }
+
+ private:
+  FASTSAMPLE_INLINE static __m512i product(__m512i a, __m256i b) {
+    const __m512i factor = _mm512_cvtepu32_epi64(b);
+    const __m512i high = _mm512_slli_epi64(_mm512_mul_epu32(_mm512_srli_epi64(a, 32), factor), 32);
+    return _mm512_srli_epi64(_mm512_add_epi64(high, _mm512_mul_epu32(a, factor)), 20);
   }
 };
 

@@ -125,6 +125,12 @@ struct Simd {
     return m;
   }
   FASTSAMPLE_INLINE static M none() { return M{}; }
+  // Bit i chooses token i.
+  FASTSAMPLE_INLINE static M chosen(uint32_t bits) {
+    M m;
+    for (int i = 0; i < kWidth; ++i) m.lane[i] = -static_cast<int32_t>(bits >> i & 1);
+    return m;
+  }
   FASTSAMPLE_INLINE static M either(M a, M b) {
     for (int i = 0; i < kWidth; ++i) a.lane[i] |= b.lane[i];
     return a;
@@ -165,6 +171,11 @@ struct Simd {
     for (int i = 0; i < kWidth; ++i) a.lane[i] += b.lane[i] & static_cast<uint64_t>(static_cast<int64_t>(m.lane[i]));
     return a;
   }
+  // floor(a * floor(b) / 2^20) of products below 2^64, for 0 <= b < 2^31
+  FASTSAMPLE_INLINE static U scaled_product(U a, F b) {
+    for (int i = 0; i < kWidth; ++i) a.lane[i] = a.lane[i] * static_cast<uint64_t>(b.lane[i]) >> 20;
+    return a;
+  }
   FASTSAMPLE_INLINE static uint64_t sum(U a) { return a.lane[0] + a.lane[1] + a.lane[2] + a.lane[3]; }
   FASTSAMPLE_INLINE static void store(uint64_t* p, U a) { memcpy(p, &a, sizeof(a)); }
 
@@ -182,17 +193,6 @@ struct Simd {
         logit[packed] = x.lane[i];
         index[packed++] = from[i];
       }
-  }
-
- private:
-  FASTSAMPLE_INLINE static float widen_float16(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-    const uint32_t exponent = half >> 10 & 0x1Fu;
-    const uint32_t fraction = half & 0x3FFu;
-    if (exponent == 31) return bits_float(sign | 0x7F800000u | fraction << 13);
-    if (exponent != 0) return bits_float(sign | (exponent + 112) << 23 | fraction << 13);
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
   }
 };
 

@@ -42,10 +42,11 @@ struct LogitWeight {
 // What is not a finite row of logits: probabilities (law section 5), and a row whose maximum is +inf, in which the
 // infinite tokens weigh 2^40 and all others 0 (law section 1).
 struct SpecialWeight {
+  float most;
   bool infinite;
   float scale0, scale1;  // powers of two whose product is 2^(b - 1 - e); one float could not hold it
 
-  static SpecialWeight of_infinite() { return {true, 1.0f, 1.0f}; }
+  static SpecialWeight of_infinite() { return {kInfinity, true, 1.0f, 1.0f}; }
   static SpecialWeight of_probabilities(float most, int64_t vocab) {
     int bits = 0;
     while ((int64_t{1} << bits) < vocab) ++bits;
@@ -53,7 +54,7 @@ struct SpecialWeight {
     const int exponent = __builtin_ilogbf(most);
     const int power = weight_bits - 1 - exponent;
     const int half = power / 2;
-    return {false, __builtin_ldexpf(1.0f, half), __builtin_ldexpf(1.0f, power - half)};
+    return {most, false, __builtin_ldexpf(1.0f, half), __builtin_ldexpf(1.0f, power - half)};
   }
 
   FASTSAMPLE_INLINE F scaled(F x) const {
@@ -129,6 +130,19 @@ inline uint64_t weigh_chunks(const Row& row, const Chunks& chunks, int64_t first
     if (chunk_sum) chunk_sum[chunk] = sum;
     total += sum;
   }
+  return total;
+}
+
+// The same over a team.
+template <class Row, class Weight>
+inline uint64_t weigh_row(const Row& row, const Chunks& chunks, const Weight& weight, Cut cut,
+                          const float* chunk_maximum, RowScratch& scratch, const Team& team) {
+  team.run([&](int64_t part) {
+    const int64_t first = chunks.first_of_part(part, team.parts), last = chunks.first_of_part(part + 1, team.parts);
+    scratch.parts[part].total = weigh_chunks(row, chunks, first, last, weight, cut, chunk_maximum, scratch.chunk_sum);
+  });
+  uint64_t total = 0;
+  for (int64_t part = 0; part < team.parts; ++part) total += scratch.parts[part].total;
   return total;
 }
 

@@ -1,0 +1,176 @@
+"""The tensors of a `Sampler`: what its requests are given and have drawn, as operators take it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample.adjustments import BadWords, LogitBias, LogitsAdjustments, TokenLists, pack_bitmask
+from fastsample.arguments import History
+from fastsample.request import Request
+from fastsample.slots import PackedLists, SlotCounts, SlotRows
+
+_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_INTEGERS = ("top_k", "seed", "min_tokens")
+
+
+class RequestTensors:
+    """A row of every tensor for each slot; only of the features that are there.
+
+    Args: as for `Sampler`, checked.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        vocab: int,
+        features: frozenset[str],
+        max_tokens: int,
+        list_capacity: int,
+        device: torch.device,
+    ) -> None:
+        self._vocab = vocab
+        self._parts: list[SlotRows | SlotCounts | PackedLists] = []
+
+        def rows(width: int, dtype: torch.dtype, empty: int = 0) -> SlotRows:
+            part = SlotRows(slots, width, dtype, device, empty)
+            self._parts.append(part)
+            return part
+
+        def lists(pack: Callable[..., tuple[Any, ...]], *sizes: tuple[int, torch.dtype]) -> PackedLists:
+            part = PackedLists(pack, slots, (*sizes, (slots + 1, torch.int64)), device)
+            self._parts.append(part)
+            return part
+
+        words, int64 = (vocab + 31) // 32, torch.int64
+        self._floats = rows(len(_FLOATS), torch.float32)
+        self._integers = rows(len(_INTEGERS), int64)
+        self._lengths = rows(1, int64)
+        self._logits_rows = rows(1, int64, empty=-1)
+        self._prompts = rows(words, torch.int32) if "penalties" in features else None
+        self._masks = rows(words, torch.int32, empty=-1) if "bitmask" in features else None
+        # Operators add up a list of the output and its counts (law section 0), so there is but one of them.
+        self._outputs = rows(max_tokens, int64) if "bad_words" in features else None
+        self._counts: SlotCounts | None = None
+        if "penalties" in features and self._outputs is None:
+            self._counts = SlotCounts(slots, vocab, device)
+            self._parts.append(self._counts)
+        entries = (list_capacity, int64)
+        values = (list_capacity, torch.float32)
+        ends = (list_capacity + 1, int64)
+        self._bias = lists(LogitBias.of, entries, values) if "logit_bias" in features else None
+        self._words = lists(BadWords.of, entries, ends) if "bad_words" in features else None
+        self._stops = lists(TokenLists.of, entries) if "min_tokens" in features else None
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        return [tensor for part in self._parts for tensor in part.tensors]
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [slots]: how many tokens each request has drawn."""
+        return self._lengths.tensor[:, 0]
+
+    @property
+    def logits_rows(self) -> Tensor:
+        """int64 [slots]: the slot itself where there is a request, else -1."""
+        return self._logits_rows.tensor[:, 0]
+
+    @property
+    def history(self) -> History:
+        """Where a draw is recorded."""
+        return History(
+            None if self._outputs is None else self._outputs.tensor,
+            self.lengths,
+            None if self._counts is None else self._counts.tensor,
+        )
+
+    def parameter(self, name: str) -> Tensor:
+        """A number of every request, float32 or int64 [slots]."""
+        if name in _FLOATS:
+            return self._floats.tensor[:, _FLOATS.index(name)]
+        return self._integers.tensor[:, _INTEGERS.index(name)]
+
+    def adjustments(self, features: frozenset[str]) -> LogitsAdjustments:
+        """What `sample_full` takes for the sake of `features`."""
+        given: LogitsAdjustments = {}
+        if "penalties" in features:
+            given["repetition_penalty"] = self.parameter("repetition_penalty")
+            given["presence_penalty"] = self.parameter("presence_penalty")
+            given["frequency_penalty"] = self.parameter("frequency_penalty")
+            if self._prompts is not None:
+                given["prompt_mask"] = self._prompts.tensor
+            if self._counts is not None:
+                given["output_counts"] = self._counts.tensor
+        if "logit_bias" in features and self._bias is not None:
+            tokens, values, offsets = self._bias.tensors
+            given["logit_bias"] = LogitBias(tokens, values, offsets)
+        if "bad_words" in features and self._words is not None:
+            tokens, word_offsets, offsets = self._words.tensors
+            given["bad_words"] = BadWords(tokens, word_offsets, offsets)
+        if "min_tokens" in features and self._stops is not None:
+            given["min_tokens"] = self.parameter("min_tokens")
+            given["stop_tokens"] = TokenLists(*self._stops.tensors)
+            given["output_lengths"] = self.lengths
+        if self._outputs is not None and not features.isdisjoint(("penalties", "bad_words")):
+            given["output_tokens"] = self._outputs.tensor
+            given["output_lengths"] = self.lengths
+        if "bitmask" in features and self._masks is not None:
+            given["bitmask"] = self._masks.tensor
+        return given
+
+    def put(self, slot: int, request: Request, changed: Iterable[str]) -> None:
+        """Let a slot hold what `request` is given; of its fields those `changed` differ from what the slot holds."""
+        fields = frozenset(changed)
+        if not fields.isdisjoint(_FLOATS):
+            self._floats.put(slot, [getattr(request, name) for name in _FLOATS])
+        if not fields.isdisjoint(_INTEGERS):
+            self._integers.put(slot, [getattr(request, name) for name in _INTEGERS])
+        if "output_tokens" in fields:
+            self._put_output(slot, request.output_tokens)
+        if "prompt_tokens" in fields and self._prompts is not None:
+            self._prompts.put(slot, self._packed(request.prompt_tokens))
+        if not fields.isdisjoint(("allowed_tokens", "bitmask")) and self._masks is not None:
+            self._masks.put(slot, self._mask(request))
+        for lists, entries in (
+            (self._bias, request.logit_bias),
+            (self._words, request.bad_words),
+            (self._stops, request.stop_tokens),
+        ):
+            if lists is not None:
+                lists.put(slot, entries)
+
+    def begin(self, slot: int) -> None:
+        """Let a slot draw."""
+        self._logits_rows.put(slot, [slot])
+
+    def end(self, slot: int) -> None:
+        """Let a slot draw no more, and make room in the lists."""
+        self._logits_rows.put(slot, None)
+        for lists in (self._bias, self._words, self._stops):
+            if lists is not None:
+                lists.put(slot, None)
+
+    def flush(self) -> int:
+        """Bring the tensors up to date; returns the number of elements copied."""
+        return sum(part.flush() for part in self._parts)
+
+    def _put_output(self, slot: int, tokens: Tensor) -> None:
+        self._lengths.put(slot, [len(tokens)])
+        if self._outputs is not None:
+            self._outputs.put(slot, tokens)
+        if self._counts is not None:
+            self._counts.put(slot, tokens)
+
+    def _mask(self, request: Request) -> Tensor | None:
+        listed = self._packed(request.allowed_tokens)
+        if listed is None or request.bitmask is None:
+            return request.bitmask if listed is None else listed
+        return listed & request.bitmask
+
+    def _packed(self, tokens: Tensor) -> Tensor | None:
+        """The bitmask of a list, or None of an empty one."""
+        if len(tokens) == 0:
+            return None
+        return pack_bitmask(TokenLists(tokens, torch.tensor([0, len(tokens)])), self._vocab)[0]

@@ -1,0 +1,271 @@
+"""`Sampler`: sampling for an engine, whose requests come, change and go between steps."""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from fastsample.arguments import MAX_VOCAB, ORDERS, check_logits, describe, integer_number, integer_vector
+from fastsample.backends import select
+from fastsample.full_sampling import SampleOutput, sample_full
+from fastsample.request import FEATURES, NO_TOKENS, Request, RequestParameters, check_parameters
+from fastsample.request_tensors import RequestTensors
+
+
+class Sampler:
+    """A fixed number of slots, each for one request; a step draws the next token of every request that has logits.
+
+    A request's tokens depend on its parameters, seed, history and logits alone: each is the token that
+    `fastsample.sample` draws for that request by itself, with offset = the length of its output, whatever its slot and
+    whoever its neighbours. Lengths and outputs stay on the device; the launch that draws a token records it there too.
+
+    Every tensor on the device is allocated here, once (`buffers`). `add`, `update` and `remove` change the host's
+    side alone; `flush` copies what they changed and nothing else, and `step` begins with a flush. What no request at
+    hand uses is left out of a step.
+
+    CUDA graphs: capture a `step` whose logits (and `rows`) stay in place. A captured step has the operators of all
+    `features` and does not flush: call `flush` before each replay, on the replay's stream. A warm-up advances the
+    requests that have logits, so do it before the first is added.
+
+    A `Sampler` is not thread-safe: its calls must not overlap, and its steps belong on one stream.
+
+    Args:
+        slots: how many requests there can be at once, at least 1.
+        vocab: the columns of the logits, 1 to 2^22.
+        max_tokens: the longest output. Only bad words, and penalties where there may be bad words too, see less than
+            all of a longer one, and flag it in the `status` of `step_full`.
+        device: where the logits are.
+        features: what requests may use besides temperature, filters and seed: of "penalties", "logit_bias",
+            "bad_words", "min_tokens" and "bitmask" (which `allowed_tokens` takes too). Each slot has vocab / 8 bytes
+            for a prompt with "penalties" and as many for a "bitmask", and for its output 8 * max_tokens bytes with
+            "bad_words", else 4 * vocab with "penalties".
+        list_capacity: how many entries the `logit_bias` of all requests may have together; likewise their
+            `stop_tokens`, and the tokens in their `bad_words`.
+        order, backend: as for `fastsample.sample`, for all requests.
+
+    Raises:
+        TypeError, ValueError: a bad argument, before any change, here and in every method; the message names it, its
+            value and, where it is about a request, the slot.
+        RuntimeError: the backend is not usable here.
+
+    Source: docs/law.md, sections 0, 4 and 7.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        vocab: int,
+        *,
+        max_tokens: int,
+        device: torch.device | str = "cpu",
+        features: Iterable[str] = FEATURES,
+        list_capacity: int = 4096,
+        order: Literal["top_k_first", "min_p_first", "joint"] = "top_k_first",
+        backend: str = "auto",
+    ) -> None:
+        self.slots = _size("slots", slots)
+        self.vocab = _size("vocab", vocab, MAX_VOCAB)
+        self.max_tokens = _size("max_tokens", max_tokens)
+        self.list_capacity = _size("list_capacity", list_capacity)
+        self.features = frozenset(features)
+        if not self.features <= set(FEATURES):
+            raise ValueError(f"features: got {sorted(self.features)}; accepted: of {', '.join(map(repr, FEATURES))}")
+        if order not in ORDERS:
+            raise ValueError(f"order: got {order!r}; accepted: {', '.join(map(repr, ORDERS))}")
+        # "cuda" does not equal the "cuda:0" that it stands for.
+        self.device = torch.empty(0, device=device).device
+        select(backend, self.device)
+        self._order: Literal["top_k_first", "min_p_first", "joint"] = order
+        self._backend = backend
+        self._requests: dict[int, Request] = {}
+        self._free = list(range(self.slots))  # a heap: low slots first, so that changes lie side by side
+        self._users: Counter[str] = Counter()  # how many requests use each feature
+        with torch.inference_mode(False):  # what is made in inference mode cannot be written outside of it
+            self._tensors = RequestTensors(
+                self.slots, self.vocab, self.features, self.max_tokens, self.list_capacity, self.device
+            )
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Every tensor on the device. None is ever replaced."""
+        return self._tensors.buffers
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [slots], on the device: how many tokens each request has drawn. Not to be written."""
+        return self._tensors.lengths
+
+    def add(self, **parameters: Unpack[RequestParameters]) -> int:
+        """Take in a request, new or resumed.
+
+        Args:
+            parameters: as `fastsample.RequestParameters` describes them, each optional.
+
+        Returns:
+            Its slot, the lowest that is free.
+
+        Raises:
+            RuntimeError: every slot is taken.
+        """
+        if not self._free:
+            raise RuntimeError(f"add: all {self.slots} slots are taken; remove a request, or make a larger Sampler")
+        slot = self._free[0]
+        self._write(slot, Request(), {"seed": None, **parameters}, Request._fields)
+        heapq.heappop(self._free)
+        self._tensors.begin(slot)
+        return slot
+
+    def update(self, slot: int, **parameters: Unpack[RequestParameters]) -> None:
+        """Change some parameters of a request, from its next step on; the others stay.
+
+        Args:
+            slot: the request's.
+            parameters: as for `add`; `output_tokens` replace what it has drawn so far, and with it the offset. A
+                `bitmask` holds until the next one.
+        """
+        self._write(slot, self._request(slot), parameters, parameters.keys())
+
+    def remove(self, slot: int) -> None:
+        """Let a request go; its slot is free. `add` with its `output_tokens` resumes it, in whichever slot."""
+        self._users.subtract(self._request(slot).features)
+        del self._requests[slot]
+        heapq.heappush(self._free, slot)
+        self._tensors.end(slot)
+
+    def flush(self) -> int:
+        """Copy to the device what has changed since the last flush; does not wait for it.
+
+        Returns:
+            How many elements were copied.
+
+        Raises:
+            RuntimeError: during CUDA graph capture, which would repeat these copies with every replay.
+        """
+        if self._is_capturing():
+            raise RuntimeError("flush: called during CUDA graph capture; call it before each replay instead")
+        return self._tensors.flush()
+
+    def step(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Draw the next token of each request that has logits, and record it.
+
+        Args:
+            logits: [slots, vocab], of which slot s has row s; or with `rows` any [n, vocab]. Else as for `sample`.
+            rows: integer tensor [slots] on the device, the row of logits of each slot; outside [0, n) for none.
+
+        Returns:
+            int64 [slots]: -1 where there is no request or no row, and where the row is invalid (see
+            `fastsample.sample`). None of these advances its request.
+        """
+        return self.step_full(logits, rows).tokens
+
+    def step_full(
+        self,
+        logits: Tensor,
+        rows: Tensor | None = None,
+        *,
+        raw_logprobs: bool = False,
+        top_logprobs: int = 0,
+        distribution: bool = False,
+        kept_set: bool = False,
+    ) -> SampleOutput:
+        """Like `step`; says of the draws what `fastsample.sample_full` does, with batch = slots.
+
+        Args:
+            logits, rows: as for `step`.
+            raw_logprobs, top_logprobs, distribution, kept_set: as for `fastsample.sample_full`.
+        """
+        check_logits(logits)
+        if logits.dim() != 2 or logits.shape[1] != self.vocab or logits.device != self.device:
+            raise ValueError(
+                f"logits: got {describe(logits)}; accepted: shape [any, {self.vocab}] on {self.device}, as the Sampler"
+            )
+        indices = self._tensors.logits_rows
+        if rows is not None:
+            indices = torch.where(indices < 0, indices, integer_vector("rows", rows, self.slots, self.device))
+        elif logits.shape[0] != self.slots:
+            raise ValueError(
+                f"logits: got {describe(logits)}; accepted: {self.slots} rows, one a slot, or any number with `rows`"
+            )
+        features = self.features
+        if not self._is_capturing():
+            features = frozenset(feature for feature, users in self._users.items() if users > 0)
+            self.flush()
+        return sample_full(
+            logits,
+            self._tensors.parameter("temperature"),
+            self._tensors.parameter("top_k"),
+            self._tensors.parameter("top_p"),
+            self._tensors.parameter("min_p"),
+            raw_logprobs=raw_logprobs,
+            top_logprobs=top_logprobs,
+            distribution=distribution,
+            kept_set=kept_set,
+            seed=self._tensors.parameter("seed"),
+            offset=self.lengths,
+            order=self._order,
+            indices=indices,
+            backend=self._backend,
+            history=self._tensors.history,
+            **self._tensors.adjustments(features),
+        )
+
+    def _is_capturing(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _request(self, slot: int) -> Request:
+        """The request in a slot."""
+        if slot not in self._requests:
+            raise ValueError(f"slot: got {slot!r}; accepted: one with a request ({sorted(self._requests)})")
+        return self._requests[slot]
+
+    def _write(self, slot: int, before: Request, given: RequestParameters, changed: Iterable[str]) -> None:
+        """Check what is given of a request, and put the fields `changed` where the next flush finds them."""
+        try:
+            after = before._replace(**check_parameters(given, self.vocab))
+            self._check_fits(slot, after)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (slot {slot})") from None
+        self._tensors.put(slot, after, changed)
+        if after.prompt_tokens is not NO_TOKENS or after.output_tokens is not NO_TOKENS:
+            # They can be long, and are on the device from now on.
+            after = after._replace(prompt_tokens=NO_TOKENS, output_tokens=NO_TOKENS)
+        self._requests[slot] = after
+        needed, needed_before = after.features, before.features
+        if needed != needed_before:
+            self._users.subtract(needed_before)
+            self._users.update(needed)
+
+    def _check_fits(self, slot: int, request: Request) -> None:
+        """Raise unless there is what the request needs, and room for its lists."""
+        for feature in request.features - self.features:
+            raise ValueError(
+                f"{' or '.join(FEATURES[feature])}: the Sampler was made with features={sorted(self.features)}; "
+                f"accepted: with {feature!r} among them"
+            )
+        if request.min_tokens > 0 and not request.stop_tokens:
+            raise ValueError(f"min_tokens: got {request.min_tokens} without stop_tokens, the tokens it bans")
+        if "bad_words" in self.features and len(request.output_tokens) > self.max_tokens:
+            raise ValueError(
+                f"output_tokens: got {len(request.output_tokens)} tokens; accepted: at most max_tokens = "
+                f"{self.max_tokens}, which the Sampler was made with"
+            )
+        for name, size in request.list_sizes.items():
+            if size == 0:
+                continue
+            others = sum(other.list_sizes[name] for at, other in self._requests.items() if at != slot)
+            if size + others > self.list_capacity:
+                raise ValueError(
+                    f"{name}: got {size} entries, with {others} of other requests; accepted: at most list_capacity = "
+                    f"{self.list_capacity} in all, which the Sampler was made with"
+                )
+
+
+def _size(name: str, value: Any, most: int = 2**31 - 1) -> int:
+    size = integer_number(name, value, tensors="")
+    if not 1 <= size <= most:
+        raise ValueError(f"{name}: got {size}; accepted: 1 to {most}")
+    return size

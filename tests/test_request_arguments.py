@@ -1,0 +1,194 @@
+"""Bad arguments of requests raise TypeError or ValueError that name argument, value and what is accepted, before any
+work; errors="raise" names the rows that adjustments spoil.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastsample
+from fastsample import BadWords, History, LogitBias, TokenLists
+
+BATCH, VOCAB = 3, 70
+LOGITS = torch.zeros(BATCH, VOCAB)
+NAN, INFINITY = float("nan"), float("inf")
+IDS = torch.zeros(BATCH, 2, dtype=torch.int64)
+COUNTS = torch.zeros(BATCH, VOCAB, dtype=torch.int32)
+MASK = torch.zeros(BATCH, 3, dtype=torch.int32)
+LISTS = TokenLists.of([[1], [2], None])
+BIAS = LogitBias.of([{1: 2.0}, None, None])
+WORDS = BadWords.of([[[1, 2]], None, None])
+LENGTHS = torch.zeros(BATCH, dtype=torch.int64)
+REALS = torch.ones(BATCH)
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+# (arguments, exception, words that the message must hold, first of all the argument's name)
+BAD_ADJUSTMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
+    ({"repetition": 1.2}, TypeError, ["'repetition'", "repetition_penalty"]),
+    ({"repetition_penalty": 0.0}, ValueError, ["repetition_penalty", "0.0", "above 0"]),
+    ({"repetition_penalty": -1}, ValueError, ["repetition_penalty", "-1", "above 0"]),
+    ({"repetition_penalty": NAN}, ValueError, ["repetition_penalty", "nan"]),
+    ({"repetition_penalty": INFINITY}, ValueError, ["repetition_penalty", "inf"]),
+    ({"repetition_penalty": True}, TypeError, ["repetition_penalty", "True"]),
+    ({"repetition_penalty": "1.2"}, TypeError, ["repetition_penalty", "'1.2'"]),
+    ({"repetition_penalty": None}, TypeError, ["repetition_penalty", "None"]),
+    ({"repetition_penalty": [1.0, 1.1, 1.2]}, TypeError, ["repetition_penalty", "list"]),
+    ({"repetition_penalty": LENGTHS}, TypeError, ["repetition_penalty", "torch.int64"]),
+    ({"repetition_penalty": torch.ones(2)}, ValueError, ["repetition_penalty", "[2]", "[3]"]),
+    ({"repetition_penalty": _meta(BATCH, dtype=torch.float32)}, ValueError, ["repetition_penalty", "meta"]),
+    ({"repetition_penalty": REALS.to_sparse()}, TypeError, ["repetition_penalty", "sparse"]),
+    ({"presence_penalty": INFINITY}, ValueError, ["presence_penalty", "inf", "finite"]),
+    ({"presence_penalty": -INFINITY}, ValueError, ["presence_penalty", "inf", "finite"]),
+    ({"presence_penalty": NAN}, ValueError, ["presence_penalty", "nan"]),
+    ({"presence_penalty": 1j}, TypeError, ["presence_penalty", "complex"]),
+    ({"frequency_penalty": NAN}, ValueError, ["frequency_penalty", "nan", "finite"]),
+    ({"frequency_penalty": False}, TypeError, ["frequency_penalty", "False"]),
+    ({"frequency_penalty": torch.ones(BATCH, 1)}, ValueError, ["frequency_penalty", "[3, 1]"]),
+    ({"prompt_tokens": [[1], [2], [3]]}, TypeError, ["prompt_tokens", "list", "integer tensor"]),
+    ({"prompt_tokens": IDS.float()}, TypeError, ["prompt_tokens", "torch.float32"]),
+    ({"prompt_tokens": IDS.bool()}, TypeError, ["prompt_tokens", "torch.bool"]),
+    ({"prompt_tokens": IDS[:, 0]}, ValueError, ["prompt_tokens", "[3]", "[3, any]"]),
+    ({"prompt_tokens": IDS[:2]}, ValueError, ["prompt_tokens", "[2, 2]", "[3, any]"]),
+    ({"prompt_tokens": _meta(BATCH, 2)}, ValueError, ["prompt_tokens", "meta"]),
+    ({"prompt_tokens": IDS.to_sparse()}, TypeError, ["prompt_tokens", "sparse"]),
+    ({"prompt_lengths": LENGTHS}, ValueError, ["prompt_lengths", "prompt_tokens"]),
+    ({"prompt_tokens": IDS, "prompt_lengths": 2}, TypeError, ["prompt_lengths", "2 (int)"]),
+    ({"prompt_tokens": IDS, "prompt_lengths": LENGTHS[:2]}, ValueError, ["prompt_lengths", "[2]", "[3]"]),
+    ({"prompt_tokens": IDS, "prompt_lengths": REALS}, TypeError, ["prompt_lengths", "torch.float32"]),
+    ({"output_tokens": 5}, TypeError, ["output_tokens", "5 (int)"]),
+    ({"output_tokens": IDS, "output_lengths": LENGTHS[None]}, ValueError, ["output_lengths", "[1, 3]"]),
+    ({"prompt_mask": MASK.long()}, TypeError, ["prompt_mask", "torch.int64", "int32"]),
+    ({"prompt_mask": MASK[:, :2]}, ValueError, ["prompt_mask", "[3, 2]", "at least 3"]),
+    ({"prompt_mask": MASK[:2]}, ValueError, ["prompt_mask", "[2, 3]"]),
+    ({"output_counts": COUNTS.long()}, TypeError, ["output_counts", "torch.int64", "int32"]),
+    ({"output_counts": COUNTS[:, 1:]}, ValueError, ["output_counts", "[3, 69]", "[3, 70]"]),
+    ({"output_counts": [0] * VOCAB}, TypeError, ["output_counts", "list"]),
+    ({"logit_bias": {1: 2.0}}, TypeError, ["logit_bias", "dict", "LogitBias.of"]),
+    ({"logit_bias": BIAS._replace(tokens=BIAS.tokens.float())}, TypeError, ["logit_bias.tokens", "torch.float32"]),
+    ({"logit_bias": BIAS._replace(values=torch.ones(2))}, ValueError, ["logit_bias.values", "[2]", "[1]"]),
+    ({"logit_bias": BIAS._replace(values=BIAS.tokens)}, TypeError, ["logit_bias.values", "torch.int64"]),
+    ({"logit_bias": BIAS._replace(values=[1.0])}, ValueError, ["logit_bias.values", "list"]),
+    ({"logit_bias": BIAS._replace(offsets=LENGTHS)}, ValueError, ["logit_bias.offsets", "[3]", "[4]"]),
+    ({"bad_words": [[[1, 2]]]}, TypeError, ["bad_words", "list", "BadWords.of"]),
+    ({"bad_words": WORDS._replace(tokens=IDS)}, ValueError, ["bad_words.tokens", "[3, 2]"]),
+    ({"bad_words": WORDS._replace(word_offsets=LENGTHS[:0])}, ValueError, ["bad_words.word_offsets", "no entry"]),
+    ({"bad_words": WORDS._replace(row_offsets=LENGTHS)}, ValueError, ["bad_words.row_offsets", "[3]", "[4]"]),
+    ({"bad_words": WORDS._replace(in_prompt="no")}, TypeError, ["bad_words.in_prompt", "'no'", "True or False"]),
+    ({"min_tokens": 3}, ValueError, ["min_tokens", "stop_tokens"]),
+    ({"stop_tokens": LISTS, "output_tokens": IDS}, ValueError, ["min_tokens", "stop_tokens"]),
+    ({"min_tokens": 3, "stop_tokens": LISTS}, ValueError, ["min_tokens", "output_tokens", "output_lengths"]),
+    ({"min_tokens": 3.0, "stop_tokens": LISTS, "output_tokens": IDS}, TypeError, ["min_tokens", "3.0"]),
+    ({"min_tokens": REALS, "stop_tokens": LISTS, "output_tokens": IDS}, TypeError, ["min_tokens", "torch.float32"]),
+    ({"min_tokens": 3, "stop_tokens": [7], "output_tokens": IDS}, TypeError, ["stop_tokens", "list", "TokenLists.of"]),
+    ({"allowed_tokens": [[1]]}, TypeError, ["allowed_tokens", "list", "TokenLists.of"]),
+    ({"allowed_tokens": LISTS._replace(offsets=LENGTHS)}, ValueError, ["allowed_tokens.offsets", "[3]", "[4]"]),
+    ({"bitmask": MASK.bool()}, TypeError, ["bitmask", "torch.bool", "int32"]),
+    ({"bitmask": MASK[0]}, ValueError, ["bitmask", "[3]", "[3, at least 3]"]),
+    ({"bitmask": MASK[:, :2]}, ValueError, ["bitmask", "[3, 2]"]),
+    ({"bitmask": _meta(BATCH, 3, dtype=torch.int32)}, ValueError, ["bitmask", "meta"]),
+]
+
+BAD_HISTORIES: list[tuple[Any, type[Exception], list[str]]] = [
+    ((IDS, LENGTHS, None), TypeError, ["history", "tuple", "fastsample.History"]),
+    (History(tokens=IDS), ValueError, ["history.tokens", "history.lengths"]),
+    (History(IDS.int(), LENGTHS), TypeError, ["history.tokens", "torch.int32", "torch.int64"]),
+    (History(IDS[:2], LENGTHS), ValueError, ["history.tokens", "[2, 2]", "[3, any]"]),
+    (History(IDS, LENGTHS.int()), TypeError, ["history.lengths", "torch.int32"]),
+    (History(IDS, LENGTHS[:2]), ValueError, ["history.lengths", "[2]", "[3]"]),
+    (History(IDS, LENGTHS[:1].expand(BATCH)), ValueError, ["history.lengths", "share one place"]),
+    (History(IDS[:, :1].expand(BATCH, 4), LENGTHS), ValueError, ["history.tokens", "share one place"]),
+    (History(counts=COUNTS.long()), TypeError, ["history.counts", "torch.int64", "torch.int32"]),
+    (History(counts=COUNTS[:, :5]), ValueError, ["history.counts", "[3, 5]", "[3, 70]"]),
+    (History(counts=_meta(BATCH, VOCAB, dtype=torch.int32)), ValueError, ["history.counts", "meta"]),
+]
+
+BAD_WISHES: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
+    ({"raw_logprobs": 1}, TypeError, ["raw_logprobs", "1 (int)", "True or False"]),
+    ({"distribution": None}, TypeError, ["distribution", "None"]),
+    ({"kept_set": "yes"}, TypeError, ["kept_set", "'yes'"]),
+    ({"replacement": 0}, TypeError, ["replacement", "0 (int)"]),
+    ({"top_logprobs": -1}, ValueError, ["top_logprobs", "-1", "at least 0"]),
+    ({"top_logprobs": 2.0}, TypeError, ["top_logprobs", "2.0"]),
+    ({"top_logprobs": torch.tensor(2)}, TypeError, ["top_logprobs", "tensor"]),
+    ({"num_samples": 0}, ValueError, ["num_samples", "0"]),
+    ({"errors": "ignore"}, ValueError, ["errors", "'ignore'"]),
+    ({"backend": "gpu"}, ValueError, ["backend", "'gpu'"]),
+    ({"seed": 1, "generator": torch.Generator()}, ValueError, ["generator", "seed"]),
+    ({"temperature": -1.0}, ValueError, ["temperature", "-1.0"]),
+    ({"indices": [0]}, TypeError, ["indices", "list"]),
+]
+
+
+def check_message(call: Callable[[], Any], exception: type[Exception], words: list[str]) -> None:
+    with pytest.raises(exception) as caught:
+        call()
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "exception", "words"), BAD_ADJUSTMENTS, ids=lambda value: str(value)[:60])
+def test_bad_adjustments(given: dict[str, Any], exception: type[Exception], words: list[str]) -> None:
+    for function in (fastsample.sample, fastsample.sample_full, fastsample.process_logits):
+        check_message(lambda function=function: function(LOGITS, **given), exception, words)
+
+
+@pytest.mark.parametrize(("history", "exception", "words"), BAD_HISTORIES, ids=lambda value: str(value)[:60])
+def test_bad_histories(history: Any, exception: type[Exception], words: list[str]) -> None:
+    check_message(lambda: fastsample.sample_full(LOGITS, history=history), exception, words)
+
+
+@pytest.mark.parametrize(("given", "exception", "words"), BAD_WISHES, ids=lambda value: str(value)[:60])
+def test_bad_wishes(given: dict[str, Any], exception: type[Exception], words: list[str]) -> None:
+    check_message(lambda: fastsample.sample_full(LOGITS, **given), exception, words)
+
+
+def test_nothing_is_recorded_by_a_call_that_raises() -> None:
+    counts, lengths = COUNTS.clone(), LENGTHS.clone()
+    with pytest.raises(ValueError, match="top_p"):
+        fastsample.sample_full(LOGITS, top_p=2.0, history=History(lengths=lengths, counts=counts))
+    assert not counts.any()
+    assert not lengths.any()
+
+
+def test_details_that_were_not_asked_for_say_what_they_need() -> None:
+    full = fastsample.sample_full(LOGITS, seed=1)
+    for name in ("kept_size", "kept_mass", "entropy"):
+        with pytest.raises(ValueError, match="distribution=True"):
+            getattr(full, name)
+    assert full.raw_logprobs is full.ranks is full.top_tokens is full.top_logprobs is full.kept is full.numbers is None
+
+
+@pytest.mark.parametrize("function", [fastsample.sample, fastsample.sample_full])
+def test_raise_names_the_rows(function: Callable[..., Any]) -> None:
+    raising = {"seed": 1, "errors": "raise"}
+    with pytest.raises(ValueError, match=r"1 of 3 rows.*row 1: a penalty is out of range.*repetition_penalty above 0"):
+        function(LOGITS, repetition_penalty=torch.tensor([1.0, 0.0, 2.0]), prompt_tokens=IDS, **raising)
+    with pytest.raises(ValueError, match=r"2 of 3 rows \(0, 2\).*token id outside the vocabulary"):
+        function(LOGITS, logit_bias=LogitBias.of([{VOCAB: 1.0}, {2: 1.0}, {-1: 1.0}]), **raising)
+    lengths = torch.tensor([0, 3, 2])
+    with pytest.raises(ValueError, match=r"1 of 3 rows \(1\)"):
+        function(LOGITS, presence_penalty=1.0, output_tokens=IDS, output_lengths=lengths, **raising)
+    with pytest.raises(ValueError, match=r"1 of 3 rows.*row 2: the adjustments leave no token"):
+        function(LOGITS, bitmask=torch.tensor([[-1] * 3, [1, 0, 0], [0] * 3], dtype=torch.int32), **raising)
+    with pytest.raises(ValueError, match=r"1 of 3 rows.*row 0: the adjustments leave no token, or make a logit NaN"):
+        function(LOGITS, logit_bias=LogitBias.of([{3: NAN}, None, None]), **raising)
+    with pytest.raises(ValueError, match=r"1 of 3 rows.*row 1: temperature = -1"):
+        function(LOGITS, torch.tensor([1.0, -1.0, 0.0]), bitmask=MASK + 1, **raising)
+
+
+def test_sentinels_say_what_raise_would() -> None:
+    full = fastsample.sample_full(
+        LOGITS,
+        torch.tensor([1.0, 1.0, -1.0]),
+        seed=1,
+        presence_penalty=torch.tensor([1.0, NAN, 1.0]),
+        output_tokens=torch.tensor([[VOCAB], [VOCAB], [3]]),
+    )
+    assert full.status.tolist() == [2, 1, 1]
+    assert (full.tokens < 0).tolist() == [False, True, True]
