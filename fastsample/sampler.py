@@ -183,9 +183,8 @@ class Sampler:
             raise ValueError(
                 f"logits: got {describe(logits)}; accepted: shape [any, {self.vocab}] on {self.device}, as the Sampler"
             )
-        indices = self._tensors.logits_rows
         if rows is not None:
-            indices = torch.where(indices < 0, indices, integer_vector("rows", rows, self.slots, self.device))
+            rows = integer_vector("rows", rows, self.slots, self.device)
         elif logits.shape[0] != self.slots:
             raise ValueError(
                 f"logits: got {describe(logits)}; accepted: {self.slots} rows, one a slot, or any number with `rows`"
@@ -194,6 +193,9 @@ class Sampler:
         if not self._is_capturing():
             features = frozenset(feature for feature, users in self._users.items() if users > 0)
             self.flush()
+        indices = self._tensors.logits_rows
+        if rows is not None:
+            indices = torch.where(indices < 0, indices, rows)
         return sample_full(
             logits,
             self._tensors.parameter("temperature"),
