@@ -46,11 +46,8 @@ class Parameters {
  public:
   Parameters(const Backend& backend, int64_t rows) : backend_(backend), rows_(rows) {}
 
-  // Not inlined, so that the rounding to float32 stays between the two changes of the floating-point environment.
-  __attribute__((noinline)) PerRow<float> of_float(const char* name, double value,
-                                                   const std::optional<Tensor>& values) const {
-    const cpu::IeeeArithmetic arithmetic;  // a denormal temperature must survive its rounding to float32
-    return per_row<float>(name, static_cast<float>(value), values, ScalarType::Float);
+  PerRow<float> of_float(const char* name, double value, const std::optional<Tensor>& values) const {
+    return per_row<float>(name, narrowed(value), values, ScalarType::Float);
   }
 
   PerRow<int64_t> of_int(const char* name, int64_t value, const std::optional<Tensor>& values) const {
@@ -58,6 +55,15 @@ class Parameters {
   }
 
  private:
+  // A denormal temperature must survive its rounding. Compilers move arithmetic over changes of the floating-point
+  // environment (gcc 12 did it here), but no volatile access.
+  static float narrowed(double value) {
+    const volatile double given = value;
+    const cpu::IeeeArithmetic arithmetic;
+    const volatile float rounded = static_cast<float>(given);
+    return rounded;
+  }
+
   template <class T>
   PerRow<T> per_row(const char* name, T value, const std::optional<Tensor>& values, ScalarType dtype) const {
     if (!values) return {value, nullptr, 0};

@@ -6,8 +6,9 @@
 #include <atomic>
 #include <vector>
 
-#include "binding.h"
+#include "binding_requests.h"
 #include "cuda/launch.h"
+#include "cuda/policy.h"
 
 // fastsample/native_objects.py finds this in the file and knows, before it loads it, which GPUs the object serves.
 __attribute__((used)) static const char kBuild[] = "fastsample CUDA build: " FASTSAMPLE_CUDA_BUILD;
@@ -80,6 +81,30 @@ class CudaBackend {
     if (wanted.count > 0) enqueue(work);
   }
 
+  void sample_full(const SampleFull& call) const {
+    const Details& details = call.details;
+    const bool asked = details.numbers.data || details.top_tokens.data;
+    if (call.tokens.count > 0 || asked) enqueue(call, sizes_of(call));
+  }
+  void find_edits(const FindEdits& call) const {
+    const std::optional<Tensor> last_bias = workspace(bias_entries(call) * static_cast<int64_t>(sizeof(uint32_t)));
+    check(launch(call, last_bias ? static_cast<uint32_t*>(last_bias->mutable_data_ptr()) : nullptr, stream_));
+  }
+  void kept_tokens(const KeptTokens& call) const { check(launch(call, stream_)); }
+  void random_words(const RandomWords& call) const { check(launch(call, stream_)); }
+  void fixed_probs_at(const FixedProbsAt& call) const {
+    if (call.tokens.count == 0) return;
+    const Tensor numbers = numbers_of(call.batch, call.indices, call.filters, call.tokens.rows);
+    check(launch(call, static_cast<const int64_t*>(numbers.const_data_ptr()), stream_));
+  }
+  void sample_residual(const SampleResidual& call) const {
+    const int64_t rows = call.tokens.rows;
+    const Tensor target = numbers_of(call.target, call.target_indices, call.target_filters, rows);
+    const Tensor draft = numbers_of(call.draft, call.draft_indices, call.draft_filters, rows);
+    check(launch(call, static_cast<const int64_t*>(target.const_data_ptr()),
+                 static_cast<const int64_t*>(draft.const_data_ptr()), stream_));
+  }
+
   std::vector<int64_t> shape(const Batch& batch, int64_t rows) const {
     Work work = work_of(Operation::kSample, batch, BatchFilters{});
     work.rows = rows;
@@ -114,16 +139,34 @@ class CudaBackend {
             (forced & 2) != 0, (forced & 1) != 0};
   }
 
-  void enqueue(const Work& work) const {
+  // Null for no bytes. Given back when the call returns, before the kernel has run: torch's caching allocator hands
+  // memory out again in the order of the stream, so nobody else gets it sooner.
+  std::optional<Tensor> workspace(int64_t bytes) const {
+    if (bytes == 0) return std::nullopt;
+    return torch::stable::new_empty(logits_, {bytes}, torch::headeronly::ScalarType::Byte);
+  }
+
+  void check(const char* error) const {
+    STD_TORCH_CHECK(error == nullptr, "the CUDA kernels did not start on cuda:", device_, ": ", error);
+  }
+
+  void enqueue(const Work& work) const { enqueue(work, work); }
+
+  // `work` is the call's sizes.
+  template <class Call>
+  void enqueue(const Call& call, const Work& work) const {
     if (work.rows == 0) return;
     const Shape shape = chosen_shape(work);
-    const int64_t bytes = static_cast<int64_t>(workspace_bytes(work, shape));
-    // Given back when this returns, before the kernel has run: torch's caching allocator hands memory out again in the
-    // order of the stream, so nobody else gets it sooner.
-    std::optional<Tensor> workspace;
-    if (bytes > 0) workspace = torch::stable::new_empty(logits_, {bytes}, torch::headeronly::ScalarType::Byte);
-    const char* error = launch(work, shape, workspace ? workspace->mutable_data_ptr() : nullptr, stream_);
-    STD_TORCH_CHECK(error == nullptr, "the CUDA kernels did not start on cuda:", device_, ": ", error);
+    const std::optional<Tensor> memory = workspace(static_cast<int64_t>(workspace_bytes(work, shape)));
+    check(launch(call, shape, memory ? memory->mutable_data_ptr() : nullptr, stream_));
+  }
+
+  // The kept sets of rows, in a launch of their own.
+  Tensor numbers_of(const Batch& batch, const RowIndices& indices, const BatchFilters& filters, int64_t rows) const {
+    Tensor numbers = torch::stable::new_empty(logits_, {rows, kNumbers}, torch::headeronly::ScalarType::Long);
+    const SampleFull call = kept_sets(batch, indices, filters, rows, static_cast<int64_t*>(numbers.mutable_data_ptr()));
+    enqueue(call, sizes_of(call));
+    return numbers;
   }
 
   const Tensor& logits_;
@@ -147,5 +190,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastsample, CompositeExplicitAutograd, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastsample, CUDA, library) {
   fastsample::binding::Operators<fastsample::cuda::CudaBackend>::implement(library);
+  fastsample::binding::RequestOperators<fastsample::cuda::CudaBackend>::implement(library);
   library.impl("cuda_shape", TORCH_BOX(&fastsample::cuda::cuda_shape));
 }

@@ -67,7 +67,8 @@ struct RowEdits {
 };
 
 FASTSAMPLE_FUNCTION RowEdits edits_of_row(const Edits& edits, int64_t row) {
-  return {edits.allowed.data ? edits.allowed.row(row) : nullptr, edits.allowed.stride,
+  return {edits.allowed.data ? edits.allowed.row(row) : nullptr,
+          edits.allowed.stride,
           edits.bits ? edits.bits + row * edits.words : nullptr,
           edits.before ? edits.before + row * edits.words : nullptr,
           edits.values ? edits.values + row * edits.capacity : nullptr,

@@ -6,7 +6,6 @@ them to `Adjustments`, the operators' form. Lists of different length per row ar
 `BadWords.of` make them from Python's lists.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from numbers import Real
@@ -173,6 +172,8 @@ class Adjustments(NamedTuple):
         return any(tensor is not None for tensor in (*penalties, *listed))
 
 
+# The largest number that float32 rounds to 0, and the smallest that it rounds to infinity.
+_ROUNDS_TO_0, _OVERFLOWS = 2.0**-150, 2.0**128 - 2.0**103
 _KNOWN = frozenset(LogitsAdjustments.__annotations__)
 
 
@@ -253,11 +254,11 @@ def pack_bitmask(lists: TokenLists, vocab: int) -> Tensor:
 def _penalty(name: str, value: Any, batch: int, device: torch.device) -> tuple[float, Tensor | None]:
     if isinstance(value, Tensor):
         return 1.0, real_rows(name, value, batch, device)
-    least, accepted = (0.0, "above 0") if name == "repetition_penalty" else (-math.inf, "finite")
+    least, accepted = (_ROUNDS_TO_0, "above 0") if name == "repetition_penalty" else (-_OVERFLOWS, "finite")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {describe(value)}; accepted: a number, {accepted}, or a tensor, 0-d or [batch]")
-    if not least < float(value) < math.inf:
-        raise ValueError(f"{name}: got {value}; accepted: a number, {accepted}")
+    if not least < float(value) < _OVERFLOWS:
+        raise ValueError(f"{name}: got {value}; accepted: a number, {accepted}, also once it is rounded to float32")
     return float(value), None
 
 

@@ -289,9 +289,8 @@ def integer_matrix(name: str, values: Any, batch: int, device: torch.device) -> 
 
 
 def _integer_tensor(name: str, values: Any, sizes: tuple[int | None, ...], device: torch.device) -> Tensor:
-    accepted = f"an integer tensor [{', '.join('any' if size is None else str(size) for size in sizes)}]"
     if not isinstance(values, Tensor):
-        raise TypeError(f"{name}: got {describe(values)}; accepted: {accepted}")
+        raise TypeError(f"{name}: got {describe(values)}; accepted: {_integers_of(sizes)}")
     _check_integer_dtype(name, values)
     if values.layout is not torch.strided or values.is_nested:
         raise TypeError(f"{name}: got a sparse or nested tensor; accepted: a dense (strided) one")
@@ -299,9 +298,13 @@ def _integer_tensor(name: str, values: Any, sizes: tuple[int | None, ...], devic
         size in (None, given) for size, given in zip(sizes, values.shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"{name}: got {describe(values)}; accepted: {accepted}")
+        raise ValueError(f"{name}: got {describe(values)}; accepted: {_integers_of(sizes)}")
     check_device(name, values, device)
     return _to_int64(values)
+
+
+def _integers_of(sizes: tuple[int | None, ...]) -> str:
+    return f"an integer tensor [{', '.join('any' if size is None else str(size) for size in sizes)}]"
 
 
 def _to_int64(rows: Tensor) -> Tensor:

@@ -89,10 +89,7 @@ def _histories(tokens: Tensor | None, lengths: Tensor | None, part: slice, like:
         empty = like.new_empty((rows, 0), dtype=torch.int64)
         return _Histories(empty, length.clamp(min=0), length < 0)
     columns = tokens.shape[1]
-    if lengths is None:
-        length = like.new_full((rows,), columns, dtype=torch.int64)
-    else:
-        length = lengths[part]
+    length = like.new_full((rows,), columns, dtype=torch.int64) if lengths is None else lengths[part]
     judged = _judge(length, columns)
     return _Histories(tokens[part], judged.value, judged.outside)
 

@@ -77,10 +77,7 @@ def kernels(text: str) -> list[Kernel]:
 def readable(names: list[str]) -> list[str]:
     """Mangled names as `row_kernel<float, true>`: without the namespace they share, result and parameters."""
     spelled = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [
-        re.sub(r"^void |\(fastsample::cuda::Work.*\)$|fastsample::cuda::", "", name).removesuffix("()")
-        for name in spelled
-    ]
+    return [re.sub(r"^void |\((fastsample::.*)?\)$|fastsample::cuda::", "", name) for name in spelled]
 
 
 def built_kernels() -> list[Kernel]:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 import emulator_builds
 from fastsample import ops
-from fastsample.arguments import Filters, Randomness
+from fastsample.adjustments import Adjustments
+from fastsample.arguments import Details, Edits, Filters, History, Randomness
+from fastsample.schemas import most_edits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -196,6 +198,101 @@ def transform_work(operation: int, out: Tensor, logits: Tensor, filters: Filters
     )
 
 
+# --- the calls of csrc/requests.h, as lists of the fields of their structs and of theirs, in order
+
+
+def _flat(*fields: Any) -> list[float]:
+    """The numbers in nested tuples and lists."""
+    numbers: list[float] = []
+    for field in fields:
+        numbers += _flat(*field) if isinstance(field, tuple | list) else [field]
+    return numbers
+
+
+def _pointer(tensor: Tensor | None, dtype: torch.dtype) -> int:
+    if tensor is None:
+        return 0
+    assert tensor.dtype == dtype
+    return tensor.data_ptr() or torch.zeros(1).data_ptr()
+
+
+def _rows_of(matrix: Tensor | None, dtype: torch.dtype) -> tuple[int, ...]:
+    if matrix is None:
+        return 0, 0, 0, 0
+    return _pointer(matrix, dtype), *matrix.stride(), matrix.shape[1]
+
+
+def _vector(vector: Tensor | None, dtype: torch.dtype) -> tuple[int, int]:
+    return _pointer(vector, dtype), 0 if vector is None else vector.stride(0)
+
+
+def _edits(edits: Edits, vocab: int) -> tuple[Any, ...]:
+    present = [tensor for tensor in edits[1:] if tensor is not None]
+    assert len(present) in (0, 3)
+    assert all(tensor.is_contiguous() for tensor in present)
+    capacity = 0 if edits.values is None else edits.values.shape[1]
+    pointers = (_pointer(tensor, dtype) for tensor, dtype in zip(edits[1:], _EDITS, strict=True))
+    return _rows_of(edits.allowed, torch.int32), *pointers, (vocab + 31) // 32, capacity
+
+
+def _history(history: History) -> tuple[Any, ...]:
+    lengths = _vector(history.lengths, torch.int64)
+    return _rows_of(history.tokens, torch.int64), lengths, _rows_of(history.counts, torch.int32)
+
+
+_EDITS = (torch.int32, torch.int32, torch.float32)
+_DETAILS = (torch.float32, torch.float32, torch.int64, torch.int64, torch.float32, torch.int64)
+
+
+def sample_full_call(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any) -> list[float]:
+    """What the operator `sample_full` is called with, for the kernels."""
+    details = Details(*arguments[24:30])
+    return _flat(
+        _batch(logits),
+        _vector(indices, torch.int64),
+        _filters(Filters(*arguments[:9]), probabilities=False),
+        _randomness(Randomness(*arguments[9:16])),
+        arguments[16],
+        _tokens(out),
+        _edits(Edits(*arguments[17:21]), logits.shape[1]),
+        _history(History(*arguments[21:24])),
+        [_rows_of(field, dtype) for field, dtype in zip(details, _DETAILS, strict=True)],
+    )
+
+
+def _lists(
+    tokens: Tensor | None, offsets: Tensor | None, values_dtype: torch.dtype | None = None, values: Tensor | None = None
+) -> tuple[Any, ...]:
+    count, stride = (0, 0) if tokens is None else (tokens.shape[0], tokens.stride(0))
+    lists = _pointer(tokens, torch.int64), count, stride, _vector(offsets, torch.int64)
+    return lists if values_dtype is None else (*lists, _vector(values, values_dtype))
+
+
+def _histories(tokens: Tensor | None, lengths: Tensor | None) -> tuple[Any, ...]:
+    return _rows_of(tokens, torch.int64), _vector(lengths, torch.int64)
+
+
+def _adjustments(a: Adjustments) -> tuple[Any, ...]:
+    words = 0 if a.bad_word_offsets is None else a.bad_word_offsets.shape[0] - 1
+    return (
+        _per_row(a.repetition_penalty, a.repetition_penalty_rows, torch.float32),
+        _per_row(a.presence_penalty, a.presence_penalty_rows, torch.float32),
+        _per_row(a.frequency_penalty, a.frequency_penalty_rows, torch.float32),
+        _histories(a.prompt_tokens, a.prompt_lengths),
+        _histories(a.output_tokens, a.output_lengths),
+        _rows_of(a.prompt_mask, torch.int32),
+        _rows_of(a.output_counts, torch.int32),
+        _lists(a.bias_tokens, a.bias_offsets, torch.float32, a.bias_values),
+        _lists(a.bad_words, a.bad_word_offsets),
+        words,
+        _vector(a.bad_word_rows, torch.int64),
+        a.bad_words_in_prompt,
+        _per_row(a.min_tokens, a.min_tokens_rows, torch.int64),
+        _lists(a.stop_tokens, a.stop_offsets),
+        _rows_of(a.allowed, torch.int32),
+    )
+
+
 class Emulator:
     """One build of the emulator."""
 
@@ -208,8 +305,12 @@ class Emulator:
 
     def run(self, work: Work, shape: Shape, schedule: Schedule) -> None:
         """Raises RuntimeError, with the emulator's message, when the kernel does what it must not."""
+        self.call("run", work, shape, schedule)
+
+    def call(self, name: str, call: Work | list[float], shape: Shape | Device, schedule: Schedule) -> None:
+        """One of the functions of the binding; raises as `run`."""
         try:
-            self._module.run(work, shape, (ORDERS.index(schedule.order), schedule.seed))
+            getattr(self._module, name)(call, shape, (ORDERS.index(schedule.order), schedule.seed))
         except self._module.KernelError as error:
             raise RuntimeError(emulator_builds.with_lines(str(error), self.path)) from None
 
@@ -252,4 +353,77 @@ def emulated_ops(
         run(transform_work(LOG_PROBS, out, logits, Filters(*filters), _tokens(tokens)))
         return out
 
-    return ops.Ops(sample, filter_logits, filtered_probs, log_probs, ops.reference_only.draw_seed)
+    def sample_full(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any) -> None:
+        machine.call("sample_full", sample_full_call(out, logits, indices, *arguments), shape, schedule)
+
+    def find_edits(logits: Tensor, indices: Tensor | None, rows: int, *adjustments: Any) -> tuple[Tensor, ...]:
+        words, capacity = (logits.shape[1] + 31) // 32, most_edits(logits.shape[1], *adjustments)
+        bits, before = (torch.full((rows, words), 12345, dtype=torch.int32) for _ in range(2))
+        values, status = torch.full((rows, capacity), 12345.0), torch.full((rows,), 12345, dtype=torch.int32)
+        found = [tensor.data_ptr() for tensor in (bits, before, values, status)]
+        named = _adjustments(Adjustments(*adjustments))
+        call = _flat(_batch(logits), _vector(indices, torch.int64), rows, named, found, words, capacity)
+        machine.call("find_edits", call, shape, schedule)
+        return bits, before, values, status
+
+    def kept_tokens(logits: Tensor, indices: Tensor | None, *arguments: Any) -> Tensor:
+        numbers, offsets, total = arguments[4:]
+        out = torch.full((total,), 12345)
+        call = _flat(
+            _batch(logits),
+            _vector(indices, torch.int64),
+            numbers.shape[0],
+            _edits(Edits(*arguments[:4]), logits.shape[1]),
+            _rows_of(numbers, torch.int64),
+            _vector(offsets, torch.int64),
+            out.data_ptr(),
+            total,
+        )
+        machine.call("kept_tokens", call, shape, schedule)
+        return out
+
+    def fixed_probs_at(logits: Tensor, indices: Tensor | None, tokens: Tensor, *arguments: Any) -> Tensor:
+        out = torch.full(tokens.shape, 12345)
+        call = _flat(
+            _batch(logits),
+            _vector(indices, torch.int64),
+            _tokens(tokens),
+            _filters(Filters(*arguments[:9]), arguments[9]),
+            out.data_ptr(),
+        )
+        machine.call("fixed_probs_at", call, shape, schedule)
+        return out
+
+    def random_words(like: Tensor, rows: int, *arguments: Any) -> Tensor:
+        first, count = arguments[7:]
+        out = torch.full((rows, count), 12345)
+        call = _flat(rows, _randomness(Randomness(*arguments[:7])), first, count, out.data_ptr())
+        machine.call("random_words", call, shape, schedule)
+        return out
+
+    def sample_residual(out: Tensor, target: Tensor, target_indices: Tensor, *arguments: Any) -> None:
+        draft, draft_indices = arguments[10:12]
+        call = _flat(
+            _batch(target),
+            _vector(target_indices, torch.int64),
+            _filters(Filters(*arguments[:9]), arguments[9]),
+            _batch(draft),
+            _vector(draft_indices, torch.int64),
+            _filters(Filters(*arguments[12:21]), arguments[21]),
+            _randomness(Randomness(*arguments[22:29])),
+            _tokens(out),
+        )
+        machine.call("sample_residual", call, shape, schedule)
+
+    return ops.reference_only._replace(
+        sample=sample,
+        filter_logits=filter_logits,
+        filtered_probs=filtered_probs,
+        log_probs=log_probs,
+        find_edits=find_edits,
+        sample_full=sample_full,
+        kept_tokens=kept_tokens,
+        fixed_probs_at=fixed_probs_at,
+        random_words=random_words,
+        sample_residual=sample_residual,
+    )

@@ -57,17 +57,20 @@ VARIANTS = {
 
 
 class Module(NamedTuple):
-    """An extension module: its name, the source of its binding, and those of its kernels."""
+    """An extension module: its name, the sources of its binding, and those of its kernels."""
 
     name: str
-    binding: str
+    bindings: tuple[str, ...]
     kernels: tuple[str, ...]
 
 
+BINDINGS = ("binding.cpp", "requests_binding.cpp")
 KERNELS = Module(
-    "emulated_kernels", "binding.cpp", ("kernels_float32.cpp", "kernels_float16.cpp", "kernels_bfloat16.cpp")
+    "emulated_kernels",
+    BINDINGS,
+    tuple(f"kernels_{name}.cpp" for name in ("float32", "float16", "bfloat16", "sample_full", "requests")),
 )
-PROBES = Module("emulator_probes", "probes_binding.cpp", ("probes.cpp",))
+PROBES = Module("emulator_probes", ("probes_binding.cpp",), ("probes.cpp",))
 
 
 def find_compiler(variant: str) -> native_build.Compiler:
@@ -120,7 +123,7 @@ def _build(module: Module, variant: str, csrc: Path, folder: Path | None) -> Pat
     own = ROOT / f"build/emulator-{variant}"
 
     # A binding is the same in each variant, and takes as long to compile as all its kernels.
-    objects = _compile(compiler, ROOT / "build/emulator", [module.binding], [*flags, f"-I{CSRC}", *python])
+    objects = _compile(compiler, ROOT / "build/emulator", module.bindings, [*flags, f"-I{CSRC}", *python])
     objects += _compile(compiler, own, chosen.sources, [*flags, f"-I{CSRC}", *chosen.runtime_flags])
     objects += _compile(compiler, folder or own, module.kernels, [*flags, f"-I{csrc}", *chosen.kernel_flags])
     linked = native_build.Build(folder or own, compiler)

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import emulated_requests as requests
 import emulator_builds
 import test_backends_agree as agree
 import test_law_vectors as law_vectors
@@ -34,7 +36,9 @@ from emulated import (
     sample_work,
 )
 from fastsample import ops, reference
+from request_strategies import full_calls, request_calls
 from strategies import DTYPES, Call, calls, calls_without_indices, one_thread
+from test_requests import check_edits, check_full
 
 A100, T4 = Device(80, 108), Device(75, 40)
 
@@ -83,13 +87,16 @@ schedules = st.builds(Schedule, st.sampled_from(ORDERS), st.integers(0, 2**32))
 HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large]
 EXAMPLES = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=HEALTH)
 
-BODIES: dict[str, tuple[st.SearchStrategy[Call], Callable[[ops.Ops, Call], None]]] = {
+BODIES: dict[str, tuple[st.SearchStrategy[Any], Callable[[ops.Ops, Any], None]]] = {
     "tokens from logits": (calls(), agree.check_tokens),
     "tokens from probabilities": (calls(probabilities=True), partial(agree.check_tokens, probabilities=True)),
     "transforms": (
         calls_without_indices(),
         lambda backend, call: agree.check_transforms(backend, call.logits, call.filters),
     ),
+    "edits": (request_calls(), check_edits),
+    "draws of requests": (full_calls(), check_full),
+    "speculative decoding": (requests.speculative_calls(), requests.check_speculative),
 }
 each_body = pytest.mark.parametrize("body", BODIES)
 
@@ -100,8 +107,9 @@ def run_examples(body: str, examples: settings, variant: str = "plain", number: 
 
     @examples
     @given(call=any_call, shape=shapes(), schedule=schedules)
-    def test(call: Call, shape: Shape, schedule: Schedule) -> None:
-        check(emulated_ops(shape, schedule, variant), call)
+    def test(call: Any, shape: Shape, schedule: Schedule) -> None:
+        with one_thread():
+            check(emulated_ops(shape, schedule, variant), call)
 
     (test if number is None else seed(number)(test))()
 
@@ -279,6 +287,30 @@ def test_rows_do_not_depend_on_each_other(shape: Shape) -> None:
     agree.test_flushing_denormals_changes_nothing(backend)
 
 
+# --- what requests bring in
+
+
+def check_requests(variant: str) -> None:
+    """Rows that several warps, blocks and words of a bitmask share, in every shape."""
+    for number, shape in enumerate((*SHAPES, H200, A100)):
+        backend = emulated_ops(shape, SCHEDULES[number % len(SCHEDULES)], variant)
+        for call in list(requests.larger_calls(1401))[number % 2 :: 2]:
+            requests.check_larger(backend, call)
+        requests.check_speculative(backend, requests.larger_speculative_call(1401))
+        requests.check_offsets_in_the_history(backend)
+
+
+def test_requests_of_larger_rows() -> None:
+    check_requests("plain")
+
+
+@pytest.mark.parametrize("device", [H200, A100, T4], ids=lambda device: f"sm_{device.capability}")
+def test_requests_of_larger_rows_by_the_launch_table(device: Device) -> None:
+    for call in requests.larger_calls(20011):
+        requests.check_larger(emulated_ops(device, Schedule("random", 7)), call)
+    requests.check_speculative(emulated_ops(device), requests.larger_speculative_call(20011))
+
+
 # --- under the sanitizers, and with the race detector
 
 
@@ -296,6 +328,7 @@ def check_a_selection(variant: str, examples: int) -> None:
         few = agree.of_rows(mixed, torch.arange(number, 64, 20))
         agree.check_transforms(backend, few.logits[:, :701], few.filters)
     agree.check_hostile_row(emulated_ops(H200, FORWARD, variant), "wide normal", 2**17, torch.float32, "p .9", (1,))
+    check_requests(variant)
 
 
 def test_selection_with_the_race_detector() -> None:

@@ -126,24 +126,28 @@ BAD_WISHES: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
 ]
 
 
+def names(cases: list[tuple[Any, type[Exception], list[str]]]) -> list[str]:
+    return [f"{words[0]} {number}" for number, (_, _, words) in enumerate(cases)]
+
+
 def check_message(call: Callable[[], Any], exception: type[Exception], words: list[str]) -> None:
     with pytest.raises(exception) as caught:
         call()
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
-@pytest.mark.parametrize(("given", "exception", "words"), BAD_ADJUSTMENTS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("given", "exception", "words"), BAD_ADJUSTMENTS, ids=names(BAD_ADJUSTMENTS))
 def test_bad_adjustments(given: dict[str, Any], exception: type[Exception], words: list[str]) -> None:
     for function in (fastsample.sample, fastsample.sample_full, fastsample.process_logits):
         check_message(lambda function=function: function(LOGITS, **given), exception, words)
 
 
-@pytest.mark.parametrize(("history", "exception", "words"), BAD_HISTORIES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("history", "exception", "words"), BAD_HISTORIES, ids=names(BAD_HISTORIES))
 def test_bad_histories(history: Any, exception: type[Exception], words: list[str]) -> None:
     check_message(lambda: fastsample.sample_full(LOGITS, history=history), exception, words)
 
 
-@pytest.mark.parametrize(("given", "exception", "words"), BAD_WISHES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("given", "exception", "words"), BAD_WISHES, ids=names(BAD_WISHES))
 def test_bad_wishes(given: dict[str, Any], exception: type[Exception], words: list[str]) -> None:
     check_message(lambda: fastsample.sample_full(LOGITS, **given), exception, words)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import fastsample
 from emulated import emulated_ops
-from fastsample import BadWords, History, LogitBias, TokenLists, backends, full_sampling, transforms
+from fastsample import BadWords, History, LogitBias, TokenLists, full_sampling, transforms
+from fastsample.backends import select
 from strategies import one_thread, same_bits, ulp_distance
 from test_requests import backend_of, kernels, name
 
@@ -196,9 +197,7 @@ def backend(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         emulated = emulated_ops()
         for module in (full_sampling, transforms):
             monkeypatch.setattr(
-                module,
-                "select",
-                lambda wanted, device: emulated if wanted == "cuda" else backends.select(wanted, device),
+                module, "select", lambda wanted, device: emulated if wanted == "cuda" else select(wanted, device)
             )
     with one_thread():
         yield backend_of(name)

@@ -13,15 +13,18 @@ from typing import NamedTuple
 import pytest
 import torch
 
+import emulated_requests as requests
 import emulator_builds
 import test_backends_agree as agree
 from emulated import FORWARD, Emulator, Schedule, Shape, emulated_ops
-from emulator_builds import CSRC, ROOT, Module
+from emulator_builds import BINDINGS, CSRC, ROOT, Module
 from fastsample.arguments import Filters
 from strategies import Call
 
 # One dtype is enough: the others run the same lines.
-FLOAT32 = Module("emulated_kernels", "binding.cpp", ("kernels_float32.cpp",))
+FLOAT32 = Module(
+    "emulated_kernels", BINDINGS, ("kernels_float32.cpp", "kernels_sample_full.cpp", "kernels_requests.cpp")
+)
 VARIANTS = ("race", "address", "plain")  # the first notices nearly all
 
 
@@ -91,37 +94,37 @@ DEFECTS = (
     Defect(
         "blocks write to others that may not have started",
         (
-            Edit("kernel.cuh", "  if (!alone) cluster_arrive();", ""),
-            Edit("kernel.cuh", "  if (!alone) cluster_wait();\n", ""),
+            Edit("row.cuh", "  if (!alone) cluster_arrive();", ""),
+            Edit("row.cuh", "  if (!alone) cluster_wait();\n", ""),
         ),
     ),
-    defect("arrival without wait", "kernel.cuh", "  if (!alone) cluster_wait();\n", ""),
+    defect("arrival without wait", "row.cuh", "  if (!alone) cluster_wait();\n", ""),
     defect(
         "a barrier that only some threads reach",
-        "kernel.cuh",
+        "row.cuh",
         "  if (threadIdx.x == 0) *arrived = atomicAdd(arrivals, 1u);\n  __syncthreads();\n",
         "  if (threadIdx.x == 0) {\n    *arrived = atomicAdd(arrivals, 1u);\n    __syncthreads();\n  }\n",
     ),
     # --- blocks without a cluster
     defect(
         "a block arrives without a fence",
-        "kernel.cuh",
+        "row.cuh",
         "  __threadfence();\n  __syncthreads();\n  if (threadIdx.x == 0) *arrived",
         "  __syncthreads();\n  if (threadIdx.x == 0) *arrived",
     ),
     defect(
         "a block arrives before all of it has written",
-        "kernel.cuh",
+        "row.cuh",
         "  __threadfence();\n  __syncthreads();\n  if (threadIdx.x == 0) *arrived",
         "  __threadfence();\n  if (threadIdx.x == 0) *arrived",
     ),
     defect(
         "the last block reads without a fence",
-        "kernel.cuh",
+        "row.cuh",
         "  __syncthreads();\n  __threadfence();\n  return *arrived",
         "  __syncthreads();\n  return *arrived",
     ),
-    defect("reads before earlier kernels have ended", "kernel.cuh", "  wait_for_earlier_kernels();\n", ""),
+    defect("reads before earlier kernels have ended", "row.cuh", "  wait_for_earlier_kernels();\n", ""),
     # --- atomics and warp operations
     defect("counts without an atomic", "histogram.cuh", "atomicAdd(count + bucket, 1u);", "count[bucket] += 1u;"),
     defect("places without an atomic", "gather.cuh", "atomicAdd(list.size, 1u)", "(*list.size)++"),
@@ -134,7 +137,7 @@ DEFECTS = (
     # --- memory
     defect(
         "a list shorter than what it is given",
-        "kernel.cuh",
+        "row.cuh",
         "SHARED_ARRAY(uint64_t, place, kListSize);",
         "SHARED_ARRAY(uint64_t, place, kListSize - 8);",
     ),
@@ -152,6 +155,98 @@ DEFECTS = (
         "return begin < (vocab >= kTokens ? vocab - kTokens + 1 : 0);",
         "return begin < vocab;",
     ),
+    # --- requests
+    defect(
+        "a draw is recorded while others may still read the offset",
+        "sample_full.cuh",
+        "    group.sync();\n",
+        "",
+    ),
+    defect(
+        "draws are described before they are all written",
+        "sample_full.cuh",
+        "    group.sync();\n",
+        "    __syncwarp();\n",
+    ),
+    defect(
+        "a row that lost tokens to its draws is taken for raw",
+        "sample_full.cuh",
+        "Row::kStays && !call.edits && drawn.replacement;",
+        "Row::kStays && !call.edits;",
+    ),
+    defect(
+        "an edited row is taken for raw",
+        "sample_full.cuh",
+        "Row::kStays && !call.edits && drawn.replacement;",
+        "Row::kStays && drawn.replacement;",
+    ),
+    defect(
+        "a vector's edits are looked for in one word",
+        "load_edited.cuh",
+        "  if (bit > 32 - RowInMemory::kTokens) {",
+        "  if (bit > 32) {",
+    ),
+    defect(
+        "the next word is read where no vector reaches it",
+        "load_edited.cuh",
+        "  if (bit > 32 - RowInMemory::kTokens) {",
+        "  if (bit >= 32 - RowInMemory::kTokens) {",
+    ),
+    defect(
+        "a warp's lanes take tokens out of each other's places",
+        "load_edited.cuh",
+        "(on_chip - lane * kTokens)[token",
+        "on_chip[token",
+    ),
+    defect(
+        "bits without an atomic",
+        "find_edits.cuh",
+        "    atomicOr(reinterpret_cast<uint32_t*>(bits) + token / 32, 1u << token % 32);\n",
+        "    bits[token / 32] |= static_cast<int32_t>(1u << token % 32);\n",
+    ),
+    defect(
+        "of two biases either counts",
+        "find_edits.cuh",
+        "      atomicMax(biases + edit, entry + 1);\n",
+        "      biases[edit] = entry + 1;\n",
+    ),
+    defect(
+        "tokens are counted without an atomic",
+        "find_edits.cuh",
+        "      atomicAdd(marks + edit, kOneInOutput);\n",
+        "      marks[edit] += kOneInOutput;\n",
+    ),
+    defect(
+        "edits are marked before all marks are cleared",
+        "find_edits.cuh",
+        "    if (biases) biases[edit] = 0;\n  }\n  __syncthreads();\n",
+        "    if (biases) biases[edit] = 0;\n  }\n",
+    ),
+    defect(
+        "bits are counted before all are set",
+        "find_edits.cuh",
+        "  });\n  __syncthreads();\n  const uint32_t edits = count_before",
+        "  });\n  const uint32_t edits = count_before",
+    ),
+    defect(
+        "sums of warps are replaced while they are read",
+        "find_edits.cuh",
+        "    __syncthreads();  // of_warps is no longer read\n",
+        "",
+    ),
+    defect(
+        "kept tokens are placed before all warps have counted",
+        "kept_tokens.cuh",
+        "  if (lane == 0) of_warps[warp] = mine;\n  __syncthreads();\n",
+        "  if (lane == 0) of_warps[warp] = mine;\n",
+    ),
+    defect(
+        "a residual's sums are read before all warps have written",
+        "speculative.cuh",
+        "    if (lane == 0) of_warps[warp] = mine;\n    __syncthreads();\n",
+        "    if (lane == 0) of_warps[warp] = mine;\n",
+    ),
+    defect("a residual below 0", "speculative.cuh", "return p > q ? p - q : 0;", "return p - q;"),
     # --- the law
     defect(
         "a maximum that drops NaN",
@@ -202,6 +297,13 @@ def run_cases(module: Path) -> None:
     for schedule in SCHEDULES:
         for shape in SHAPES:
             check_case(machine, rows()[0], FILTERS["p .9"], shape, schedule)
+    for number, shape in enumerate(SHAPES):
+        backend = emulated_ops(shape, SCHEDULES[number % len(SCHEDULES)], machine)
+        for call in requests.larger_calls(701):
+            requests.check_larger(backend, call)
+        requests.check_speculative(backend, requests.larger_speculative_call(1401))
+        requests.check_offsets_in_the_history(backend)
+    requests.check_larger(emulated_ops(SHAPES[0], FORWARD, machine), next(requests.larger_calls(20011)))
 
 
 def check_case(machine: Emulator, row: torch.Tensor, filters: Filters, shape: Shape, schedule: Schedule) -> None:

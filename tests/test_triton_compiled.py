@@ -33,6 +33,13 @@ SOME = (
     ("gfx942", "log_probs float32"),
     ("gfx1100", "reads float16"),
     ("gfx1100", "filter_logits bfloat16"),
+    ("sm_90", "edited short row"),
+    ("sm_100", "sample_residual"),
+    ("sm_120", "find_edits"),
+    ("gfx942", "find_edits"),
+    ("gfx942", "kept_tokens"),
+    ("gfx1100", "fixed_probs_at"),
+    ("gfx1100", "random_words"),
 )
 
 
@@ -111,7 +118,20 @@ def test_no_number_compiles_a_kernel_anew() -> None:
     ]
     # The last would be seen: rows of that many tokens are not aligned, which is another kernel.
     unaligned = {"vocab": 128255}
-    assert triton_compiled.recompiled_elsewhere([*changes, unaligned]) == [unaligned]
+    assert triton_compiled.recompiled_elsewhere("reads float32", [*changes, unaligned]) == [unaligned]
+
+
+@pytest.mark.parametrize("name", ["edited", "find_edits", "sample_residual"])
+def test_no_number_of_a_request_compiles_a_kernel_anew(name: str) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        *({"samples": number} for number in (1, 2, 16, 1600)),
+        *({"rows": number} for number in (1, 2, 16, 63)),
+        *({"seed": number} for number in (0, 2**63 - 1)),
+        {"temperature": 1.0},
+        {"replacement": False},
+    ]
+    assert triton_compiled.recompiled_elsewhere(name, changes) == []
 
 
 # --- the rules can be broken

@@ -17,6 +17,7 @@ import fastsample
 import test_backends_agree as agree
 import test_requests as requests
 from fastsample import LogitBias, TokenLists, ops
+from fastsample.adjustments import Adjustments
 from fastsample.arguments import Details, Edits, Filters, History
 from fastsample.triton_kernels import launch_edits, policy
 from fastsample.triton_kernels.policy import Division
@@ -43,7 +44,7 @@ POISON = -77777
 
 @contextmanager
 def divided(division: Division | None, vocab: int) -> Iterator[None]:
-    """Have calls divided in one way; None is what policy.py chooses. Lists are cut into short tiles with short chunks."""
+    """Have calls divided in one way, None for that of policy.py; with short chunks, lists have short tiles too."""
     tile = launch_edits.TILE
     with ExitStack() as stack:
         if division is not None:
@@ -229,9 +230,7 @@ def edits_at(tokens: list[int], vocab: int, rows: int) -> Edits:
     return Edits(None, bits, before, values)
 
 
-def requests_of(tokens: list[int], rows: int) -> Any:
-    from fastsample.adjustments import Adjustments
-
+def requests_of(tokens: list[int], rows: int) -> Adjustments:
     bias = LogitBias.of([{token: token % 7 - 3.0 + row for token in tokens} for row in range(rows)])
     return Adjustments(bias_tokens=bias.tokens, bias_values=bias.values, bias_offsets=bias.offsets)
 
@@ -307,15 +306,8 @@ def test_scratch_memory_need_not_be_zero(poisoned_memory: None) -> None:
         with divided(one_of_each(number), 257):
             check_details(logits, edits_at(BORDERS, 257, 2), agree.FILTERS["p .9"])
             requests.check_edits(TRITON, RequestCall(logits, None, 2, requests_of(BORDERS, 2)))
-            draft = Residual(
-                Call(logits, None, agree.PLAIN, agree.SEEDED, 1),
-                logits.roll(1, 1),
-                torch.arange(2),
-                agree.PLAIN,
-                False,
-                False,
-            )
-            check_residual(TRITON, draft)
+            call = Call(logits, None, agree.PLAIN, agree.SEEDED, 1)
+            check_residual(TRITON, Residual(call, logits.roll(1, 1), torch.arange(2), agree.PLAIN, False, False))
 
 
 # --- through the public functions
@@ -350,7 +342,11 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     edits = edits_at([3, 7], 20, 2)
     randomness = agree.SEEDED
     return {
-        "find_edits": (logits, None, 2, *requests_of([3, 7], 2)),
+        # Every token is edited: what lies beyond a row's edits means nothing, and need not be the same twice.
+        "find_edits": (
+            *(logits, None, 2),
+            *Adjustments(repetition_penalty=1.1, prompt_mask=torch.full((2, 1), -1, dtype=torch.int32)),
+        ),
         "sample_full": (tokens, logits, None, *filters, *randomness, True, *edits, *History(), *asked(2)),
         "kept_tokens": (logits, None, *edits, torch.zeros(2, 8, dtype=torch.int64), torch.tensor([0, 3, 5]), 5),
         "fixed_probs_at": (logits, None, tokens, *filters, False),
@@ -367,7 +363,6 @@ def arguments_of(name: str) -> tuple[Any, ...]:
 )
 def test_opcheck(name: str) -> None:
     operator = getattr(torch.ops.fastsample_triton, name).default
-    # What an invalid row has beyond its edits means nothing, and need not be the same twice.
     torch.library.opcheck(operator, arguments_of(name))
 
 

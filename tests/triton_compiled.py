@@ -2,9 +2,9 @@
 
     make install && .venv/bin/python tests/triton_compiled.py
 
-writes it anew, in about ten minutes. The calls are those of `triton_kernels.launch`, so that each kernel is specialised
-as in a real call; but what is launched is compiled only, for a GPU that Triton is told of by a driver without one. That
-takes a process of its own, since a process has the kernels compiled or, like other tests, interpreted: see `compiled`.
+writes it anew, in about twelve minutes. The calls are those of the operators, so that each kernel is specialised as in
+a real call; but what is launched is compiled only, for a GPU that Triton is told of by a driver without one. That takes
+a process of its own, since a process has the kernels compiled or, like other tests, interpreted: see `compiled`.
 """
 
 import argparse
@@ -294,9 +294,9 @@ def keys_of(point: Point, numbers: Numbers) -> set[str]:
     return keys
 
 
-def recompiled(changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Which of these changes of a call, of fields of `Point` or `Numbers`, would compile a kernel anew."""
-    point, numbers = POINTS["reads float32"], Numbers(samples=5)
+def recompiled(name: str, changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which of these changes of the call of a point, in fields of `Point` or `Numbers`, would compile a kernel anew."""
+    point, numbers = POINTS[name], Numbers(samples=5)
     compile_for("sm_90")
     known = keys_of(point, numbers)
 
@@ -365,9 +365,9 @@ def compiled(wanted: Iterable[Wanted], packages: Path | None = None) -> list[Ker
     return [Kernel(*fields) for fields in _in_another_process(map("=".join, wanted), packages)]
 
 
-def recompiled_elsewhere(changes: Iterable[dict[str, Any]], packages: Path | None = None) -> list[dict[str, Any]]:
+def recompiled_elsewhere(name: str, changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """`recompiled`, in another process."""
-    found: list[dict[str, Any]] = _in_another_process(["--changes", json.dumps(list(changes))], packages)
+    found: list[dict[str, Any]] = _in_another_process([name, "--changes", json.dumps(list(changes))], None)
     return found
 
 
@@ -405,14 +405,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Writes tests/data/triton_resources.md, or what --json says.")
     parser.add_argument("wanted", nargs="*", metavar="TARGET=POINT[=OPTION]")
     parser.add_argument("--json", type=Path, help="write the kernels here, and no table")
-    parser.add_argument("--changes", type=json.loads, help="write which of these changes of a call compile anew")
+    parser.add_argument(
+        "--changes", type=json.loads, help="write which of these changes of a call, named by its point, compile anew"
+    )
     given = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE))
     import triton
 
     if given.changes is not None:
-        given.json.write_text(json.dumps(recompiled(given.changes)))
+        given.json.write_text(json.dumps(recompiled(given.wanted[0], given.changes)))
         return
     found = []
     for wanted in [tuple(words.split("=")) for words in given.wanted] or EVERYTHING:

@@ -30,6 +30,12 @@ CALLS = (
     "filter_logits float32",
     "filtered_probs float32",
     "log_probs float32",
+    "edited short row",
+    "find_edits",
+    "kept_tokens",
+    "fixed_probs_at",
+    "random_words",
+    "sample_residual",
 )
 
 
@@ -76,10 +82,14 @@ def run_examples() -> None:
     from hypothesis import settings
 
     import test_triton
+    import test_triton_requests
 
     for body in test_triton.BODIES:
         test_triton.run_examples(body, settings(test_triton.EXAMPLES, max_examples=EXAMPLES))
-    print(f"{EXAMPLES} examples each of {', '.join(test_triton.BODIES)} (triton {triton.__version__})")
+    for body in test_triton_requests.BODIES:
+        test_triton_requests.run_examples(body, EXAMPLES)
+    bodies = ", ".join((*test_triton.BODIES, *test_triton_requests.BODIES))
+    print(f"{EXAMPLES} examples each of {bodies} (triton {triton.__version__})")
 
 
 CHECKS: dict[str, Callable[[Path], str]] = {

@@ -16,7 +16,7 @@ from .work import is_given, number_of, place_in, plain, source_of, word_of
 _IN_PROMPT: tl.constexpr = tl.constexpr(1)
 _BANNED: tl.constexpr = tl.constexpr(2)
 _IN_OUTPUT: tl.constexpr = tl.constexpr(4)
-# Where what is said is the number of the entry that said it last.
+# No bit: of a bias, its place is told which entry of the list it is, and remembers the last.
 _BIAS: tl.constexpr = tl.constexpr(0)
 
 _INVALID_PENALTY: tl.constexpr = tl.constexpr(1)

@@ -94,8 +94,8 @@ def spread(words, together: tl.constexpr):
 def edited_block(x, first, vocab, edits, data):
     """`edited` of the block of a row, `data`, that begins with a token.
 
-    A thread loads 16 bytes at once, whose tokens' words it looks up once: token by token the loop of `maximum_kernel`
-    took 429 instructions in place of 368; without edits it takes 193 (counted for sm_90).
+    A thread loads 16 bytes at once, whose tokens' words it looks up once: `maximum_kernel` then has 368 instructions,
+    looking them up token by token 429, and 193 without edits (counted for sm_90 and float32).
     """
     together: tl.constexpr = 128 // data.dtype.element_ty.primitive_bitwidth
     index = first + tl.arange(0, x.shape[0])

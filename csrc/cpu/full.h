@@ -65,13 +65,22 @@ inline void kept_tokens_row(const RowView& view, const RowEdits& edits, Cut cut,
   with_row(view, [&](const auto& row) {
     for (int64_t first = 0; first < row.size && place < end; first += kBlock) {
       const int64_t last = first + kBlock < row.size ? first + kBlock : row.size;
-      edit(row, edits, first, last, scratch.sample_logit);
-      const ContiguousRow<float> block{scratch.sample_logit, last - first};
       found.size = 0;
-      for_each_stretch({cut.logit, cut.end - first}, 0, block.size,
-                       [&](int64_t from, int64_t to, float least) { gather_stretch(block, from, to, least, found); });
-      for (int64_t i = 0; i < found.size && place < end; ++i, ++place)
-        if (place >= 0) out[place] = first + static_cast<int64_t>(found.index[i]);
+      // Of tokens in which place 0 is token `origin` of the row.
+      const auto gather_kept = [&](const auto& tokens, int64_t origin) {
+        for_each_stretch(
+            {cut.logit, cut.end - origin}, first - origin, last - origin,
+            [&](int64_t from, int64_t to, float least) { gather_stretch(tokens, from, to, least, found); });
+        for (int64_t i = 0; i < found.size && place < end; ++i, ++place)
+          if (place >= 0) out[place] = origin + static_cast<int64_t>(found.index[i]);
+      };
+      if (edits.allowed || edits.bits) {
+        const EditedRow<std::decay_t<decltype(row)>> edited{row, edits, scratch.sample_logit, first, row.size};
+        for_each_vector(edited, first, last, [](F, int64_t) {});
+        gather_kept(ContiguousRow<float>{scratch.sample_logit, last - first}, first);
+      } else {
+        gather_kept(row, 0);
+      }
     }
   });
 }

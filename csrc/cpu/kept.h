@@ -106,7 +106,7 @@ bool with_kept(const Row& row, const Filters& filters, RowScratch& scratch, cons
     const Selection<Row, std::decay_t<decltype(weight)>> selection{row, chunks, filters, weight, most, scratch, team};
     const Kept kept = selection.select();
     if (kept.where == Kept::kInList) return body(weight, kept.cut, mass_of(scratch.parts[0].candidates, weight));
-    body(weight, kept.cut, selection.weigh_kept(kept.cut));
+    body(weight, kept.cut, kept.where == Kept::kInRow ? selection.weigh_kept(kept.cut) : selection.sum_of_chunks());
   });
   return true;
 }

@@ -52,6 +52,13 @@ struct Selection {
     return total;
   }
 
+  // What the chunks of a row with sums weigh together.
+  uint64_t sum_of_chunks() const {
+    uint64_t total = 0;
+    for (int64_t chunk = 0; chunk < chunks.count; ++chunk) total += scratch.chunk_sum[chunk];
+    return total;
+  }
+
   bool too_many(int64_t k) const { return row.size > kCandidateCapacity && k > kCandidateCapacity / 2; }
 
   // A logit that at least k tokens reach, and, on most rows, few more.

@@ -30,7 +30,12 @@ struct FixedProbabilities {
     return valid;
   }
 
-  uint64_t of_weight(uint64_t weight) const { return static_cast<uint64_t>(weight * reciprocal >> 62); }
+  uint64_t of_weight(uint64_t weight) const {
+    // One multiplication where two would double the time of a residual.
+    if (__builtin_expect(reciprocal >> 64 == 0, 1))
+      return multiply_high(weight << 2, static_cast<uint64_t>(reciprocal));
+    return static_cast<uint64_t>(weight * reciprocal >> 62);
+  }
 
   uint64_t at(int64_t token) const {
     uint64_t fixed;
@@ -45,10 +50,12 @@ struct FixedProbabilities {
         for_each_stretch(cut, begin, end, [&](int64_t first, int64_t last, float least) {
           const F bound = Simd::set(least);
           for_each_vector(row, first, last, [&](F x, int64_t at) {
+            const int64_t count = last - at < kWidth ? last - at : kWidth;
+            const M kept = Simd::greater_equal(x, bound);
             uint64_t weights[kWidth];
-            Simd::store(weights, Simd::add_where(Simd::greater_equal(x, bound), Simd::zero(), weight(x)));
-            for (int64_t lane = 0; lane < kWidth && at + lane < last; ++lane)
-              out[at + lane - begin] = of_weight(weights[lane]);
+            const bool any = Simd::any(kept);
+            if (any) Simd::store(weights, Simd::add_where(kept, Simd::zero(), weight(x)));
+            for (int64_t lane = 0; lane < count; ++lane) out[at + lane - begin] = any ? of_weight(weights[lane]) : 0;
           });
         });
       });
@@ -75,7 +82,9 @@ struct Residual {
   // Those of tokens [begin, end), at most kChunk.
   void write(int64_t begin, int64_t end, uint64_t* out) const {
     target.write(begin, end, out);
-    if (!draft) return;
+    uint64_t any = 0;
+    for (int64_t i = 0; i < end - begin; ++i) any |= out[i];
+    if (!draft || any == 0) return;
     uint64_t drafted[kChunk];
     draft->write(begin, end, drafted);
     for (int64_t i = 0; i < end - begin; ++i) out[i] = out[i] > drafted[i] ? out[i] - drafted[i] : 0;

@@ -39,9 +39,9 @@ struct Draws {
   }
 };
 
-// In the leading block, from its list: every token knows the interval of the running sum that draws it.
-__device__ __forceinline__ void draw_from_list(Group& group, const List& list, uint32_t size, uint64_t last,
-                                               const Draws& draws) {
+// In the leading block, from its list: every token knows the interval of the running sum that draws it. Returns Z.
+__device__ __forceinline__ uint64_t draw_from_list(Group& group, const List& list, uint32_t size, uint64_t last,
+                                                   const Draws& draws) {
 #pragma unroll 1
   for (uint32_t i = group.thread(); i < size; i += group.threads())
     if (list.place[i] < last) list.weight[i] = 0;
@@ -59,9 +59,13 @@ __device__ __forceinline__ void draw_from_list(Group& group, const List& list, u
     list.mass_before[i] = before;  // from here on in index order
   }
   total = group.sum_in_block(total);
+  const uint64_t before_draws = total;
 #pragma unroll 1
   for (int64_t draw = 0; draw < draws.count; ++draw) {
-    if (total == 0) return draws.fill(group, draw, -1);
+    if (total == 0) {
+      draws.fill(group, draw, -1);
+      break;
+    }
     const uint64_t target = multiply_high(draws.random.word(draw), total);
     uint64_t taken = 0;
 #pragma unroll 1
@@ -78,15 +82,18 @@ __device__ __forceinline__ void draw_from_list(Group& group, const List& list, u
       if (list.mass_before[i] > target) list.mass_before[i] -= taken;
     total -= taken;
   }
+  return before_draws;
 }
 
 // From the row: every warp knows the interval of the running sum that its tokens have, and looks for the draws in it.
+// Returns Z.
 template <class Row>
-__device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut, const Draws& draws) {
+__device__ __forceinline__ uint64_t draw_from_row(const Sweeps<Row>& sweeps, Cut cut, const Draws& draws) {
   Group& group = sweeps.group;
   const uint64_t lane_mass = sweeps.lane_measure(Measure::kMass, cut);
   uint64_t mine = warp_sum(lane_mass), before;
   uint64_t total = group.sum(lane_mass, before);
+  const uint64_t before_draws = total;
   int64_t drawn = 0;  // how many draws of a row that is not resident have to be left out
 
   const auto kept_weight = [&](float x, uint32_t index) -> uint64_t {
@@ -103,7 +110,7 @@ __device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut
   for (int64_t first = 0; first < draws.count; first += together) {
     if (total == 0) {
       if (group.leads()) draws.fill(group, first, -1);
-      return;
+      break;
     }
     const int64_t draw = first + (draws.replacement ? group.lane : 0);
     const uint64_t target = draw < draws.count ? multiply_high(draws.random.word(draw), total) : 0;
@@ -128,6 +135,7 @@ __device__ __forceinline__ void draw_from_row(const Sweeps<Row>& sweeps, Cut cut
     if (target < before) before -= taken;
     total -= taken;
   }
+  return before_draws;
 }
 
 }  // namespace fastsample::cuda

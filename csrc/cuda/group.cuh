@@ -39,6 +39,15 @@ __device__ __forceinline__ uint32_t warp_minimum(uint32_t value) {
   return ~warp_maximum(~value);
 }
 
+__device__ __forceinline__ uint64_t warp_minimum(uint64_t value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const uint64_t other = __shfl_xor_sync(kAllLanes, value, distance);
+    value = other < value ? other : value;
+  }
+  return value;
+}
+
 // Inclusive sum over the lanes up to this one.
 template <class T>
 __device__ __forceinline__ T warp_scan(T value, uint32_t lane) {
@@ -129,6 +138,12 @@ struct Group {
 #pragma unroll 1
     for (uint32_t other = lane; other < blocks * warps; other += 32)
       value = all[other] < value ? static_cast<uint32_t>(all[other]) : value;
+    return warp_minimum(value);
+  }
+  __device__ __forceinline__ uint64_t minimum(uint64_t value) {
+    const uint64_t* const all = exchange(warp_minimum(value));
+#pragma unroll 1
+    for (uint32_t other = lane; other < blocks * warps; other += 32) value = all[other] < value ? all[other] : value;
     return warp_minimum(value);
   }
 };

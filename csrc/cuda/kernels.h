@@ -7,5 +7,9 @@ namespace fastsample::cuda {
 const void* float32_kernel(bool resident);
 const void* float16_kernel(bool resident);
 const void* bfloat16_kernel(bool resident);
+const void* sample_full_kernel_for(bool resident);  // of every dtype
+
+enum class RequestKernel { kFindEdits, kKeptTokens, kFixedProbsAt, kRandomWords, kSampleResidual };
+const void* request_kernel(RequestKernel which);
 
 }  // namespace fastsample::cuda

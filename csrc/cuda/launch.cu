@@ -1,4 +1,4 @@
-// The host's side of a launch: the shape for the current device, the kernel for the dtype, and the launch itself.
+// The host's side of a launch: the shape for the current device, the kernel for the call, and the launch itself.
 #include "launch.h"
 
 #include <cuda_runtime.h>
@@ -33,10 +33,11 @@ cudaError_t permit(int64_t shared, bool clusters) {
   const auto set = [&](const void* kernel, cudaFuncAttribute attribute, int64_t value) {
     if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(value));
   };
-  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16})
-    for (const bool resident : {false, true}) {
-      set(kernel_for(dtype, resident), cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-      if (clusters) set(kernel_for(dtype, resident), cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  for (const bool resident : {false, true})
+    for (const void* const kernel : {float32_kernel(resident), float16_kernel(resident), bfloat16_kernel(resident),
+                                     sample_full_kernel_for(resident)}) {
+      set(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+      if (clusters) set(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     }
   return error;
 }
@@ -98,14 +99,16 @@ cudaError_t current_device(Device& result) {
   return cudaSuccess;
 }
 
-cudaError_t enqueue(const Work& work, const Shape& shape, void* memory, cudaStream_t stream) {
+// `call` is what the kernel is given, `work` its sizes.
+template <class Call>
+cudaError_t enqueue(const void* kernel, const Call& call, const Work& work, const Shape& shape, void* memory,
+                    cudaStream_t stream) {
   Workspace workspace = workspace_in(memory, work, shape);
   if (workspace.arrivals) {
     const cudaError_t error =
         cudaMemsetAsync(workspace.arrivals, 0, static_cast<size_t>(work.rows) * sizeof(uint32_t), stream);
     if (error != cudaSuccess) return error;
   }
-  const void* const kernel = kernel_for(work.batch.dtype, shape.resident);
   const size_t shared = shape.resident ? static_cast<size_t>(resident_bytes(work, shape.blocks, shape.threads)) : 0;
   cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;
@@ -124,10 +127,30 @@ cudaError_t enqueue(const Work& work, const Shape& shape, void* memory, cudaStre
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = count;
-  Work work_argument = work;
+  Call call_argument = call;
   Shape shape_argument = shape;
-  void* arguments[] = {&work_argument, &shape_argument, &workspace};
+  void* arguments[] = {&call_argument, &shape_argument, &workspace};
   return cudaLaunchKernelExC(&config, kernel, arguments);
+}
+
+template <class Call>
+const char* launch_rows(const void* kernel, const Call& call, const Work& work, const Shape& shape, void* workspace,
+                        void* stream) {
+  if (work.rows == 0) return nullptr;
+  if (!possible(shape)) return "no shape that the kernels can run in";
+  if (work.rows > INT32_MAX / kMaxBlocks) return "more rows than one launch can have";
+  const cudaError_t error = enqueue(kernel, call, work, shape, workspace, static_cast<cudaStream_t>(stream));
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class... Arguments>
+const char* launch_blocks(RequestKernel which, int64_t blocks, uint32_t threads, void* stream, Arguments... arguments) {
+  if (blocks == 0) return nullptr;
+  if (blocks > INT32_MAX) return "more rows than one launch can have";
+  void* pointers[] = {&arguments...};
+  const cudaError_t error = cudaLaunchKernel(request_kernel(which), dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                                             pointers, 0, static_cast<cudaStream_t>(stream));
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace
@@ -145,11 +168,39 @@ size_t workspace_bytes(const Work& work, const Shape& shape) {
 }
 
 const char* launch(const Work& work, const Shape& shape, void* workspace, void* stream) {
-  if (work.rows == 0) return nullptr;
-  if (!possible(shape)) return "no shape that the kernels can run in";
-  if (work.rows > INT32_MAX / kMaxBlocks) return "more rows than one launch can have";
-  const cudaError_t error = enqueue(work, shape, workspace, static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return launch_rows(kernel_for(work.batch.dtype, shape.resident), work, work, shape, workspace, stream);
+}
+
+const char* launch(const SampleFull& call, const Shape& shape, void* workspace, void* stream) {
+  return launch_rows(sample_full_kernel_for(shape.resident), call, sizes_of(call), shape, workspace, stream);
+}
+
+const char* launch(const FindEdits& call, uint32_t* last_bias, void* stream) {
+  return launch_blocks(RequestKernel::kFindEdits, call.rows, kRowThreads, stream, call, last_bias);
+}
+
+const char* launch(const KeptTokens& call, void* stream) {
+  if (call.total > 0) {  // -1 in what is not written
+    const size_t bytes = static_cast<size_t>(call.total) * sizeof(int64_t);
+    const cudaError_t error = cudaMemsetAsync(call.out, 0xFF, bytes, static_cast<cudaStream_t>(stream));
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+  }
+  return launch_blocks(RequestKernel::kKeptTokens, call.rows, kRowThreads, stream, call);
+}
+
+const char* launch(const RandomWords& call, void* stream) {
+  return launch_blocks(RequestKernel::kRandomWords, blocks_for(call.rows * call.count), kEntryThreads, stream, call);
+}
+
+const char* launch(const FixedProbsAt& call, const int64_t* numbers, void* stream) {
+  const int64_t entries = call.tokens.rows * call.tokens.count;
+  return launch_blocks(RequestKernel::kFixedProbsAt, blocks_for(entries), kEntryThreads, stream, call, numbers);
+}
+
+const char* launch(const SampleResidual& call, const int64_t* target_numbers, const int64_t* draft_numbers,
+                   void* stream) {
+  return launch_blocks(RequestKernel::kSampleResidual, call.tokens.rows, kRowThreads, stream, call, target_numbers,
+                       draft_numbers);
 }
 
 }  // namespace fastsample::cuda

@@ -12,9 +12,9 @@ constexpr uint32_t kMaxima = 2048;
 constexpr uint32_t kFewMaxima = kMaxThreads;  // one for each thread of a block, where that is enough
 
 // The largest of a lane's tokens; a positive NaN if one of them, or a negative probability, makes the row invalid.
-template <class Element, bool kResident>
-__device__ __forceinline__ float load_and_maximum(Row<Element, kResident>& row, bool probabilities) {
-  constexpr int kTokens = Row<Element, kResident>::kTokens;
+template <class Row>
+__device__ __forceinline__ float load_and_maximum(Row& row, bool probabilities) {
+  constexpr int kTokens = Row::kTokens;
   float largest = -kInfinity;
   bool negative = false;
   row.load([&](const float (&x)[kTokens], uint32_t index) {

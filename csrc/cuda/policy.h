@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "../requests.h"
 #include "work.h"
 
 namespace fastsample::cuda {
@@ -61,6 +62,37 @@ inline Shape choose_shape(const Work& work, const Device& device) {
          vectors >= int64_t{4} * blocks * threads)
     blocks *= 2;
   return {blocks, threads, false, blocks == 1 && resident_bytes(work, 1, threads) <= largest_share, false};
+}
+
+// What a call of sample_full is for the launch table: its row is float32 on the chip, whatever it was.
+inline Work sizes_of(const SampleFull& call) {
+  Work work{};
+  work.batch = call.batch;
+  work.batch.dtype = DType::kFloat32;
+  work.rows = call.tokens.rows;
+  return work;
+}
+
+// The launch that finds the kept sets of the rows of another call: their `numbers` (law section 7), and no draw.
+inline SampleFull kept_sets(const Batch& batch, const RowIndices& indices, const BatchFilters& filters, int64_t rows,
+                            int64_t* numbers) {
+  SampleFull call{};
+  call.batch = batch;
+  call.indices = indices;
+  call.filters = filters;
+  call.replacement = true;
+  call.tokens.rows = rows;
+  call.details.numbers = {numbers, kNumbers, 1, kNumbers};
+  return call;
+}
+
+// How many entries find_edits needs to find each token's last bias: 0 without biases.
+inline int64_t bias_entries(const FindEdits& call) {
+  return call.adjustments.bias.entries.tokens ? call.rows * call.found.capacity : 0;
+}
+
+constexpr int64_t blocks_for(int64_t entries) {
+  return (entries + kEntryThreads - 1) / kEntryThreads;
 }
 
 // Whether the kernels can run in this shape: what a launch refuses would write out of bounds.

@@ -23,8 +23,10 @@ struct Work {
                                // kLogProbs: float [rows, wanted.count]; contiguous
 };
 
-constexpr int32_t kMaxThreads = 512;  // of a block
-constexpr int32_t kMaxBlocks = 16;    // that share a row
+constexpr int32_t kMaxThreads = 512;     // of a block
+constexpr uint32_t kRowThreads = 512;    // of the kernels that always give a row one block
+constexpr uint32_t kEntryThreads = 256;  // of the kernels with a thread for each number that they write
+constexpr int32_t kMaxBlocks = 16;       // that share a row
 
 // How a row is divided (chosen in policy.h): `blocks` blocks of `threads` threads share it.
 struct Shape {

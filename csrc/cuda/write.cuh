@@ -81,13 +81,21 @@ __device__ __forceinline__ void write_probabilities(const Sweeps<Row>& sweeps, C
   });
 }
 
+// What the logarithm of Z, in units of the largest weight, takes off every log-probability.
+__device__ __forceinline__ float log_of_total(uint64_t total) {
+  return log1pf(__fmul_rn(static_cast<float>(total - kLargestWeight), 0x1p-40f));
+}
+
+__device__ __forceinline__ float log_probability(float d, float log_total) {
+  constexpr float kLn2 = 0x1.62e430p-1f;
+  return d > -kInfinity ? -__fadd_rn(__fmul_rn(-d, kLn2), log_total) : -kInfinity;
+}
+
 template <class Element, class Row>
 __device__ __forceinline__ void write_log_probabilities(const Sweeps<Row>& sweeps, Cut cut, uint64_t total,
                                                         const Work& work, int64_t row, float* out) {
   const Group& group = sweeps.group;
-  const float others = __fmul_rn(static_cast<float>(total - kLargestWeight), 0x1p-40f);
-  const float normaliser = log1pf(others);
-  constexpr float kLn2 = 0x1.62e430p-1f;
+  const float log_total = log_of_total(total);
   const Element* const logits = reinterpret_cast<const Element*>(work.batch.data + row * work.batch.row_stride);
   const ConstTokens& wanted = work.wanted;
 #pragma unroll 1
@@ -99,9 +107,8 @@ __device__ __forceinline__ void write_log_probabilities(const Sweeps<Row>& sweep
       continue;
     }
     const float x = widen(logits[token * work.batch.stride]);
-    const float d = sweeps.weight.exponent(x);
-    const bool kept = cut.keeps(x, static_cast<uint32_t>(token)) && d > -kInfinity;
-    out[i] = kept ? -__fadd_rn(__fmul_rn(-d, kLn2), normaliser) : -kInfinity;
+    const bool kept = cut.keeps(x, static_cast<uint32_t>(token));
+    out[i] = kept ? log_probability(sweeps.weight.exponent(x), log_total) : -kInfinity;
   }
 }
 

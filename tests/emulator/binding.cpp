@@ -2,12 +2,10 @@
 // order.
 #include <pybind11/pybind11.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <tuple>
 #include <vector>
 
+#include "binding.h"
 #include "cpu/arithmetic.h"
 #include "cuda/policy.h"
 #include "rows.h"
@@ -15,6 +13,7 @@
 namespace fastsample::cuda {
 namespace {
 
+using simt::Buffer;
 using Address = uintptr_t;
 template <class T>
 using PerRowFields = std::tuple<T, Address, int64_t>;
@@ -69,18 +68,6 @@ Work work_of(const WorkFields& fields) {
 
 // --- the memory that a launch touches
 
-size_t span(int64_t rows, int64_t row_stride, int64_t columns, int64_t stride) {
-  return rows == 0 || columns == 0 ? 0 : static_cast<size_t>((rows - 1) * row_stride + (columns - 1) * stride + 1);
-}
-
-using simt::Buffer;
-
-template <class T>
-void add(std::vector<Buffer>& buffers, const char* name, const PerRow<T>& parameter, int64_t rows) {
-  if (parameter.rows)
-    buffers.push_back({parameter.rows, span(1, 0, rows, parameter.stride) * sizeof(T), name, Buffer::kInput});
-}
-
 std::vector<Buffer> buffers_of(const Work& work, const Shape& shape, const Workspace& workspace) {
   const Batch& batch = work.batch;
   const auto element = static_cast<int64_t>(bytes_per_token(batch.dtype));
@@ -125,14 +112,6 @@ std::vector<Buffer> buffers_of(const Work& work, const Shape& shape, const Works
   return buffers;
 }
 
-std::unique_ptr<void, decltype(&free)> allocate_workspace(size_t bytes) {
-  constexpr unsigned char kGarbage = 0xA5;
-  void* memory = nullptr;
-  if (bytes > 0 && posix_memalign(&memory, 256, bytes) != 0) throw std::bad_alloc();
-  if (memory) memset(memory, kGarbage, bytes);
-  return {memory, &free};
-}
-
 // --- what Python calls
 
 // Not inlined, so that the parameters are rounded to float32 after the floating-point environment is changed.
@@ -142,14 +121,7 @@ __attribute__((noinline)) void run_work(const WorkFields& fields, const Shape& s
   const auto memory = allocate_workspace(workspace_size(work, shape));
   const Workspace workspace = workspace_in(memory.get(), work, shape);
   if (workspace.arrivals) memset(workspace.arrivals, 0, static_cast<size_t>(work.rows) * sizeof(uint32_t));
-  const auto blocks = static_cast<uint32_t>(shape.blocks);
-  const simt::Launch launch{static_cast<uint32_t>(work.rows) * blocks,
-                            static_cast<uint32_t>(shape.threads),
-                            shape.cluster ? blocks : 1,
-                            shape.resident ? static_cast<size_t>(resident_bytes(work, shape.blocks, shape.threads)) : 0,
-                            needs_workspace(shape) ? 2 * blocks : 1,  // the blocks of two rows at once
-                            schedule,
-                            buffers_of(work, shape, workspace)};
+  const simt::Launch launch = launch_of(work, shape, schedule, buffers_of(work, shape, workspace));
   switch (work.batch.dtype) {
     case DType::kFloat32:
       return run_float32(launch, work, shape, workspace);
@@ -178,4 +150,5 @@ PYBIND11_MODULE(emulated_kernels, module) {
   pybind11::register_local_exception<simt::Error>(module, "KernelError", PyExc_RuntimeError);
   module.def("run", &fastsample::cuda::run, pybind11::arg("work"), pybind11::arg("shape"), pybind11::arg("schedule"));
   module.def("choose_shape", &fastsample::cuda::choose, pybind11::arg("work"), pybind11::arg("device"));
+  fastsample::cuda::bind_requests(module);
 }

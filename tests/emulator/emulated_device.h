@@ -35,6 +35,9 @@
 struct alignas(16) uint4 {
   unsigned int x, y, z, w;
 };
+struct alignas(8) uint2 {
+  unsigned int x, y;
+};
 inline uint4 make_uint4(unsigned int x, unsigned int y, unsigned int z, unsigned int w) {
   return {x, y, z, w};
 }
@@ -224,6 +227,10 @@ inline float half_to_float(uint16_t bits) {
 }
 
 inline uint4 load_once(const uint4* from, SIMT_CALLER) {
+  ::simt::check_constant_load(from, sizeof(*from), site);
+  return *from;
+}
+inline uint2 load_once(const uint2* from, SIMT_CALLER) {
   ::simt::check_constant_load(from, sizeof(*from), site);
   return *from;
 }

@@ -1,0 +1,84 @@
+// The kernel of sample_full: draws from a row that a request has edited, records them, and says of them what is asked
+// for.
+#pragma once
+
+#include "details.cuh"
+
+namespace fastsample::cuda {
+
+template <bool kResident>
+struct FullOutput {
+  using Row = EditedRow<kResident>;
+  using Slice = EditedRow<false>;
+
+  const SampleFull& call;
+  int64_t row;
+
+  __device__ int64_t source() const { return call.indices[row]; }
+
+  template <class AnyRow>
+  __device__ __forceinline__ AnyRow read(int64_t of, uint32_t part, uint32_t parts, uint32_t warp, uint32_t lane,
+                                         uint4* memory) const {
+    return AnyRow(call.batch, of, edits_of_row(call.edits, row), part, parts, warp, lane, memory);
+  }
+
+  __device__ bool draws() const { return call.tokens.count > 0; }
+
+  __device__ Draws draws_with(const Random& random) const {
+    const Tokens& tokens = call.tokens;
+    // One draw is the same without replacement, and leaves the row as it was.
+    return {random, call.replacement || tokens.count == 1, tokens.count, tokens.data + row * tokens.row_stride,
+            tokens.stride};
+  }
+
+  __device__ void write_invalid(const Group& group) const {
+    if (!group.leads()) return;
+    draws_with(Random()).fill(group, 0, -1);
+    describe_invalid_row(group, call.details, row);
+  }
+
+  __device__ __forceinline__ void finish(const Sweeps<Row>& sweeps, const Kept& kept, bool only_maximum,
+                                         const Random& random, const MaximumMemory& memory) const {
+    Group& group = sweeps.group;
+    const Details& details = call.details;
+    if (details.numbers.data)
+      write_numbers(sweeps, cut_of(group, kept), call.filters[row].temperature, details.numbers, row);
+    const Draws drawn = draws_with(random);
+    const uint64_t total = draws() ? sample_row(sweeps, kept, only_maximum, drawn) : kLargestWeight;
+    const bool of_raw = details.raw_logprobs.data || details.ranks.data || details.top_tokens.data;
+    if (!of_raw && !details.logprobs.data && !call.history) return;
+    // Any block may have drawn, and the row's offset may lie in the history: each has read it before this.
+    group.sync();
+    if (details.logprobs.data && group.leads()) write_logprobs(sweeps, drawn, total);
+    if (of_raw) {
+      const bool as_read = Row::kStays && !call.edits && drawn.replacement;
+      const RawRow raw(sweeps.row, as_read ? sweeps.row.place(0) : nullptr);
+      describe_raw_row(group, raw, sweeps.list, memory, details, call.tokens, row);
+    }
+    if (draws() && group.leads() && group.thread() == 0) call.history.record(row, drawn.tokens[0]);
+  }
+
+ private:
+  __device__ __forceinline__ void write_logprobs(const Sweeps<Row>& sweeps, const Draws& drawn, uint64_t total) const {
+    const Group& group = sweeps.group;
+    const RowsOf<float>& out = call.details.logprobs;
+    const float log_total = log_of_total(total);
+#pragma unroll 1
+    for (int64_t draw = group.thread(); draw < drawn.count; draw += group.threads()) {
+      const int64_t token = drawn.tokens[draw * drawn.stride];
+      float logprob = __uint_as_float(nan_bits<float>());
+      if (token >= 0)
+        logprob = log_probability(sweeps.weight.exponent(sweeps.row.edits(sweeps.row.token(token), token)), log_total);
+      out.row(row)[draw * out.stride] = logprob;
+    }
+  }
+};
+
+template <bool kResident>
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    sample_full_kernel(const __grid_constant__ SampleFull call, const __grid_constant__ Shape shape,
+                       const __grid_constant__ Workspace workspace) {
+  run_row(FullOutput<kResident>{call, blockIdx.x / static_cast<uint32_t>(shape.blocks)}, shape, workspace);
+}
+
+}  // namespace fastsample::cuda
