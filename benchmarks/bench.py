@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if shown is not None:
             return shown
         try:
+            if options.features:
+                features_run.show(features_run.load(options.show), console)
+                return 0
             results = load(options.show)
         except (OSError, ValueError) as error:
             return _failed(errors, f"--show: {error}")
@@ -131,6 +134,7 @@ def _features(options: argparse.Namespace, given: list[str], console: Console, e
         for work in options.work or (Work.parse("k50-p0.9"), Work.parse("p0.9"), Work.parse("plain"))
     ]
     budget = options.budget or _FEATURES_BUDGET
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # not after two minutes
     command = shlex.join(["fastsample", "bench", *given])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:

@@ -41,8 +41,9 @@ class Inputs(NamedTuple):
             return torch.randint(vocab, shape, generator=generator)
 
         biases = [dict.fromkeys(row.tolist(), 1.5) for row in ids(batch, BIASES)]
-        words = [[word.tolist() for word in row] for row in ids(batch, WORDS, 2)]
-        return cls(batch, vocab, ids(batch, PROMPT), ids(batch, OUTPUT), biases, words, ids(batch, ALLOWED))
+        output, words = ids(batch, OUTPUT), ids(batch, WORDS, 2)
+        words[:, 0, 0] = output[:, -1]  # one of them is about to be completed
+        return cls(batch, vocab, ids(batch, PROMPT), output, biases, words.tolist(), ids(batch, ALLOWED))
 
 
 class Feature(NamedTuple):
@@ -116,7 +117,7 @@ def _counts(inputs: Inputs) -> dict[str, Any]:
     counts = torch.zeros((inputs.batch, inputs.vocab), dtype=torch.int32)
     counts.scatter_add_(1, inputs.output, torch.ones_like(inputs.output, dtype=torch.int32))
     prompts = TokenLists.of(inputs.prompt.tolist())
-    return {"prompt_mask": fastsample.pack_bitmask(prompts, inputs.vocab), "output_counts": counts}
+    return {"prompt_mask": fastsample.pack_bitmask(prompts, inputs.vocab, empty=False), "output_counts": counts}
 
 
 def _penalties(inputs: Inputs) -> dict[str, Any]:

@@ -6,7 +6,8 @@ them to `Adjustments`, the operators' form. Lists of different length per row ar
 `BadWords.of` make them from Python's lists.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import accumulate
 from numbers import Real
 from typing import Any, NamedTuple, TypedDict
@@ -25,6 +26,8 @@ from fastsample.arguments import (
     real_rows,
 )
 
+INVALID_PENALTY, ENTRIES_IGNORED = 1, 2  # the bits of a row's status
+
 
 class TokenLists(NamedTuple):
     """A list of token ids for each row of a batch.
@@ -38,7 +41,7 @@ class TokenLists(NamedTuple):
     @classmethod
     def of(cls, lists: Sequence[Sequence[int] | None], device: torch.device | str | None = None) -> "TokenLists":
         """From one list of ids, or None, a row."""
-        filled = [list(row or ()) for row in lists]
+        filled = [_ids("lists", row) for row in _rows("lists", lists)]
         return cls(_tensor([token for row in filled for token in row], device), _offsets(map(len, filled), device))
 
 
@@ -56,9 +59,15 @@ class LogitBias(NamedTuple):
     @classmethod
     def of(cls, rows: Sequence[Mapping[int, float] | None], device: torch.device | str | None = None) -> "LogitBias":
         """From one mapping of token id to bias, or None, a row."""
-        filled = [dict(row or {}) for row in rows]
-        tokens = _tensor([token for row in filled for token in row], device)
-        values = torch.tensor([value for row in filled for value in row.values()], dtype=torch.float32, device=device)
+        filled = [{} if row is None else row for row in _rows("rows", rows)]
+        for row in filled:
+            if not isinstance(row, Mapping):
+                raise TypeError(
+                    f"rows: got {describe(row)}; accepted: a mapping of token id to bias for each row, or None"
+                )
+        tokens = _tensor([integer_number("rows", token, "") for row in filled for token in row], device)
+        values = torch.tensor([float(value) for row in filled for value in row.values()], dtype=torch.float64)
+        values = values.to(torch.float32).to(device)
         return cls(tokens, values, _offsets(map(len, filled), device))
 
 
@@ -84,7 +93,7 @@ class BadWords(NamedTuple):
         in_prompt: bool = False,
     ) -> "BadWords":
         """From one list of words, each a list of ids, or None, a row."""
-        filled = [[list(word) for word in row or ()] for row in rows]
+        filled = [[_ids("rows", word) for word in _rows("rows", row or ())] for row in _rows("rows", rows)]
         words = [word for row in filled for word in row]
         tokens = _tensor([token for word in words for token in word], device)
         return cls(tokens, _offsets(map(len, words), device), _offsets(map(len, filled), device), in_prompt)
@@ -94,41 +103,50 @@ class LogitsAdjustments(TypedDict, total=False):
     """Optional arguments for what happens before temperature and filters, in vLLM's order (law section 0).
 
     A penalty is a number for all rows, a 0-d tensor or a tensor [batch]. Everything is indexed by the output row and
-    lies on the device of the logits. Token ids outside [0, vocab) are ignored and flag their row.
+    lies on the device of the logits. Token ids outside [0, vocab) are ignored and flag their row. The prompt, like the
+    output, may be given as a list of tokens or by token (`prompt_mask`, `output_counts`); given both ways it adds up,
+    so an output that is in both is penalised twice. Penalties without either change nothing.
+
+    Attributes:
+        repetition_penalty: Above 0; positive logits of tokens in the prompt or the output are divided by it, others
+            multiplied. 1 is off.
+        presence_penalty: Finite; subtracted from the logits of tokens in the output. 0 is off.
+        frequency_penalty: Finite; subtracted once for each time that the token is in the output. 0 is off.
+        prompt_tokens: Integer [batch, length]: the prompts, of which row b has the first prompt_lengths[b] tokens.
+        prompt_lengths: Integer [batch]; without it every prompt has all columns.
+        output_tokens: Integer [batch, length]: what the requests have drawn, of which row b has the first
+            output_lengths[b] tokens.
+        output_lengths: Integer [batch]; without it every output has all columns, padding too, which then counts as
+            output. `min_tokens` needs one of the two.
+        prompt_mask: int32 [batch, at least ceil(vocab / 32)]: a bit for each token in the prompt, instead of its list;
+            `pack_bitmask(lists, vocab, empty=False)` makes it.
+        output_counts: int32 [batch, vocab]: how often each token is in the output, instead of its list.
+        logit_bias: Added to the logits, before the penalties.
+        bad_words: Sequences that must not be completed: their last token is banned where the others end the output.
+        min_tokens: `stop_tokens` are banned while a row's output is shorter than this. A number or a tensor, 0-d or
+            [batch].
+        stop_tokens: The tokens that `min_tokens` bans.
+        allowed_tokens: The only tokens that may be drawn; a row with an empty list is not restricted. `pack_bitmask`
+            once, and `bitmask` instead, costs less where the lists stay the same.
+        bitmask: int32 [batch, at least ceil(vocab / 32)] or [1, ...] for all rows: bit i % 32 of word i / 32 allows
+            token i, as xgrammar and llguidance write it.
     """
 
     repetition_penalty: float | Tensor
-    """Above 0; positive logits of tokens in the prompt or the output are divided by it, others multiplied. 1 is off."""
     presence_penalty: float | Tensor
-    """Finite; subtracted from the logits of tokens in the output. 0 is off."""
     frequency_penalty: float | Tensor
-    """Finite; subtracted once for each time that the token is in the output. 0 is off."""
     prompt_tokens: Tensor
-    """Integer [batch, length]: the prompts, of which row b has the first prompt_lengths[b] tokens."""
     prompt_lengths: Tensor
-    """Integer [batch]; without it every prompt has all columns."""
     output_tokens: Tensor
-    """Integer [batch, length]: what the requests have drawn, of which row b has the first output_lengths[b] tokens."""
     output_lengths: Tensor
-    """Integer [batch]; without it every output has all columns. `min_tokens` needs one of the two."""
     prompt_mask: Tensor
-    """int32 [batch, at least ceil(vocab / 32)]: a bit for each token in the prompt, instead of its list."""
     output_counts: Tensor
-    """int32 [batch, vocab]: how often each token is in the output, instead of its list."""
     logit_bias: LogitBias
-    """Added to the logits, before the penalties."""
     bad_words: BadWords
-    """Sequences that must not be completed: their last token is banned where the others end the output."""
     min_tokens: int | Tensor
-    """`stop_tokens` are banned while a row's output is shorter than this. A number or a tensor, 0-d or [batch]."""
     stop_tokens: TokenLists
-    """The tokens that `min_tokens` bans."""
     allowed_tokens: TokenLists
-    """The only tokens that may be drawn; a row with an empty list is not restricted. `pack_bitmask` once, and `bitmask`
-    instead, costs less where the lists stay the same."""
     bitmask: Tensor
-    """int32 [batch, at least ceil(vocab / 32)] or [1, ...] for all rows: bit i % 32 of word i / 32 allows token i, as
-    xgrammar and llguidance write it."""
 
 
 class Adjustments(NamedTuple):
@@ -162,31 +180,40 @@ class Adjustments(NamedTuple):
     @property
     def any_edits(self) -> bool:
         """Whether anything but the bitmask may change a logit, as far as the shapes and numbers tell."""
-        histories = (self.prompt_tokens, self.output_tokens, self.prompt_mask, self.output_counts)
         penalised = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
-        if penalised and any(tensor is not None for tensor in histories):
-            return True
         # A penalty in a tensor may be invalid, which makes its row so even where there is nothing to penalise.
         penalties = (self.repetition_penalty_rows, self.presence_penalty_rows, self.frequency_penalty_rows)
         listed = (self.bias_tokens, self.bad_words, self.stop_tokens)
-        return any(tensor is not None for tensor in (*penalties, *listed))
+        return penalised or any(tensor is not None for tensor in (*penalties, *listed))
 
 
 # The largest number that float32 rounds to 0, and the smallest that it rounds to infinity.
 _ROUNDS_TO_0, _OVERFLOWS = 2.0**-150, 2.0**128 - 2.0**103
+# Other arguments of the functions that take adjustments, for who mistypes one.
+_OTHERS = ("temperature", "top_k", "top_p", "min_p", "seed", "offset", "stream", "generator", "order", "num_samples")
 _KNOWN = frozenset(LogitsAdjustments.__annotations__)
 
 
-def normalise(given: LogitsAdjustments, batch: int, vocab: int, device: torch.device) -> Adjustments:
+class Normalised(NamedTuple):
+    """Adjustments as the operators take them, and which rows of `allowed_tokens` have something to be ignored."""
+
+    adjustments: Adjustments
+    ignored: Tensor | None  # bool [batch]
+
+
+NOTHING = Normalised(Adjustments(), None)
+
+
+def normalise(given: LogitsAdjustments, batch: int, vocab: int, device: torch.device) -> Normalised:
     """Check `given` against `batch` output rows of `vocab` logits on `device`; bring it to what the operators take.
 
     Values in tensors are not looked at. Raises TypeError or ValueError, which names the argument.
     """
     unknown = given.keys() - _KNOWN
     if unknown:
-        raise TypeError(
-            f"got an unknown argument {sorted(unknown)[0]!r}; accepted besides: {', '.join(sorted(_KNOWN))}"
-        )
+        name = min(unknown)
+        meant = "".join(f", did you mean {close!r}?" for close in get_close_matches(name, (*_KNOWN, *_OTHERS), 1))
+        raise TypeError(f"got an unknown argument {name!r}{meant}; accepted adjustments: {', '.join(sorted(_KNOWN))}")
     repetition = _penalty("repetition_penalty", given.get("repetition_penalty", 1.0), batch, device)
     presence = _penalty("presence_penalty", given.get("presence_penalty", 0.0), batch, device)
     frequency = _penalty("frequency_penalty", given.get("frequency_penalty", 0.0), batch, device)
@@ -199,7 +226,8 @@ def normalise(given: LogitsAdjustments, batch: int, vocab: int, device: torch.de
         raise ValueError("min_tokens: it needs stop_tokens, the tokens it bans, and they need min_tokens")
     if stops is not None and output_tokens is None and output_lengths is None:
         raise ValueError("min_tokens: it needs output_tokens or output_lengths to know how long the outputs are")
-    return Adjustments(
+    allowed, ignored = _allowed(given, batch, vocab, device)
+    adjustments = Adjustments(
         *repetition,
         *presence,
         *frequency,
@@ -216,39 +244,70 @@ def normalise(given: LogitsAdjustments, batch: int, vocab: int, device: torch.de
         in_prompt,
         *least,
         *_lists("stop_tokens", stops, batch, device),
-        _allowed(given, batch, vocab, device),
+        allowed,
     )
+    return Normalised(adjustments, ignored)
 
 
 def find_edits(
-    operators: Any, logits: Tensor, indices: Tensor | None, batch: int, adjustments: Adjustments
+    operators: Any, logits: Tensor, indices: Tensor | None, batch: int, given: Normalised
 ) -> tuple[Edits, Tensor | None]:
     """The edits that adjustments come to, and each row's status (None where nothing can be wrong with it).
 
     operators: the `fastsample.ops.Ops` of a backend. The others: as the operator `find_edits` takes them.
     """
+    adjustments, ignored = given
+    status = None if ignored is None else ignored.to(torch.int32) * ENTRIES_IGNORED
     if not adjustments.any_edits:
-        return Edits(allowed=adjustments.allowed), None
-    bits, before, values, status = operators.find_edits(logits, indices, batch, *adjustments)
-    return Edits(adjustments.allowed, bits, before, values), status
+        return Edits(allowed=adjustments.allowed), status
+    bits, before, values, found = operators.find_edits(logits, indices, batch, *adjustments)
+    return Edits(adjustments.allowed, bits, before, values), found if status is None else found | status
 
 
-def pack_bitmask(lists: TokenLists, vocab: int) -> Tensor:
-    """The bitmask that allows what is listed, int32 [batch, ceil(vocab / 32)]; everything in a row with an empty list.
+def pack_bitmask(lists: TokenLists, vocab: int, *, empty: bool = True) -> Tensor:
+    """The bitmask that allows what is listed, in the layout of xgrammar and llguidance: bit i % 32 of word i / 32.
 
-    lists: the allowed ids of each row; ids outside [0, vocab) are ignored. vocab: the length of a row of logits.
-    The layout is xgrammar's and llguidance's: bit i % 32 of word i / 32 for token i.
+    Args:
+        lists: the allowed ids of each row, as `TokenLists`; ids outside [0, vocab) and what offsets that fall leave
+            of a row are ignored.
+        vocab: the length of a row of logits, at least 1.
+        empty: whether a row with an empty list has all bits set, as `allowed_tokens` has it, or none, as a
+            `prompt_mask` needs it.
+
+    Returns:
+        int32 [batch, ceil(vocab / 32)] on the device of the lists.
+
+    Raises:
+        TypeError, ValueError: the lists are no `TokenLists` of integer tensors on one device.
     """
+    if not isinstance(lists, TokenLists) or not isinstance(lists.offsets, Tensor) or lists.offsets.dim() != 1:
+        raise TypeError(f"lists: got {describe(lists)}; accepted: a TokenLists (TokenLists.of([[1, 2], None]))")
+    batch, device = lists.offsets.shape[0] - 1, lists.offsets.device
+    return _pack(check_lists("lists", lists, batch, device), vocab, empty)[0]
+
+
+def _pack(lists: TokenLists, vocab: int, empty: bool) -> tuple[Tensor, Tensor]:
+    """`pack_bitmask` of lists that are checked, and which rows have something that is ignored, bool [batch]."""
     tokens, offsets = lists
     rows, words = offsets.shape[0] - 1, (vocab + 31) // 32
+    rising = offsets.clamp(0, tokens.shape[0]).cummax(dim=0).values
     place = torch.arange(tokens.shape[0], device=tokens.device)
-    row = (torch.searchsorted(offsets.contiguous(), place, right=True) - 1).clamp(0, max(rows - 1, 0))
+    row = torch.searchsorted(rising, place, right=True) - 1
+    listed = (row >= 0) & (row < rows)
+    row = row.clamp(0, max(rows - 1, 0))
     inside = (tokens >= 0) & (tokens < vocab)
-    allowed = torch.zeros(rows * words * 32 + 1, dtype=torch.bool, device=tokens.device)
-    allowed[torch.where(inside, row * words * 32 + tokens, rows * words * 32)] = True
-    bits = allowed[:-1].view(rows, words, 32)
-    packed = (bits.long() << torch.arange(32, device=tokens.device)).sum(dim=2).to(torch.int32)
-    return torch.where((offsets[1:] > offsets[:-1])[:, None], packed, -1)
+    nowhere = rows * words * 32
+    bits = torch.zeros(nowhere + 1, dtype=torch.bool, device=tokens.device)
+    bits[torch.where(listed & inside, row * (words * 32) + tokens, nowhere)] = True
+    powers = torch.ones(32, dtype=torch.int32, device=tokens.device) << torch.arange(32, device=tokens.device)
+    packed = (bits[:-1].view(rows, words, 32) * powers.to(torch.int32)).sum(dim=2, dtype=torch.int32)
+    ignored = (rising != offsets)[:-1] | (rising != offsets)[1:]
+    outside = torch.zeros(rows + 1, dtype=torch.bool, device=tokens.device)
+    outside[torch.where(listed & ~inside, row, rows)] = True
+    outside[rows] = False
+    if empty:
+        packed = torch.where((rising[1:] > rising[:-1])[:, None], packed, -1)
+    return packed, ignored | outside[:-1]
 
 
 def _penalty(name: str, value: Any, batch: int, device: torch.device) -> tuple[float, Tensor | None]:
@@ -257,7 +316,8 @@ def _penalty(name: str, value: Any, batch: int, device: torch.device) -> tuple[f
     least, accepted = (_ROUNDS_TO_0, "above 0") if name == "repetition_penalty" else (-_OVERFLOWS, "finite")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {describe(value)}; accepted: a number, {accepted}, or a tensor, 0-d or [batch]")
-    if not least < float(value) < _OVERFLOWS:
+    number: Any = value  # compared before it is made a float: an int may have no float
+    if not least < number < _OVERFLOWS:
         raise ValueError(f"{name}: got {value}; accepted: a number, {accepted}, also once it is rounded to float32")
     return float(value), None
 
@@ -266,6 +326,23 @@ def _least_tokens(value: Any, batch: int, device: torch.device) -> tuple[int, Te
     if isinstance(value, Tensor):
         return 0, integer_rows("min_tokens", value, batch, device)
     return max(0, min(integer_number("min_tokens", value), 2**62)), None
+
+
+def _rows(name: str, rows: Any) -> list[Any]:
+    """The rows of a list, not of a mapping or a text."""
+    if isinstance(rows, Mapping | str) or not isinstance(rows, Iterable):
+        raise TypeError(f"{name}: got {describe(rows)}; accepted: a list with an entry for each row of the batch")
+    return list(rows)
+
+
+def _ids(name: str, tokens: Any) -> list[int]:
+    """Python's integers of a sequence, a tensor or an array of ids; none of None."""
+    if tokens is None:
+        return []
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        raise TypeError(f"{name}: got {describe(tokens)}; accepted: a list of token ids, inside a list of rows")
+    values = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    return [integer_number(name, token, "") for token in values]
 
 
 def _tensor(values: list[int], device: torch.device | str | None) -> Tensor:
@@ -298,7 +375,8 @@ def check_bitmask(name: str, mask: Any, batch: int, vocab: int, device: torch.de
     accepted = f"an int32 tensor [{batch}, at least {words}] (32 tokens a word, {vocab} in all)"
     if not isinstance(mask, Tensor) or mask.dtype is not torch.int32:
         raise TypeError(f"{name}: got {describe(mask)}; accepted: {accepted}")
-    if mask.dim() != 2 or mask.shape[0] not in (1, batch) or mask.shape[1] < words:
+    rows_fit = mask.dim() == 2 and (mask.shape[0] == 1 or mask.shape[0] == batch)
+    if mask.layout is not torch.strided or not rows_fit or mask.shape[1] < words:
         raise ValueError(f"{name}: got {describe(mask)}; accepted: {accepted}, or [1, ...] for all rows")
     check_device(name, mask, device)
     return mask.expand(batch, -1)
@@ -309,7 +387,7 @@ def _counts(counts: Any, batch: int, vocab: int, device: torch.device) -> Tensor
         return None
     if not isinstance(counts, Tensor) or counts.dtype is not torch.int32:
         raise TypeError(f"output_counts: got {describe(counts)}; accepted: an int32 tensor [{batch}, {vocab}]")
-    if counts.shape != (batch, vocab):
+    if counts.layout is not torch.strided or counts.shape != (batch, vocab):
         raise ValueError(f"output_counts: got {describe(counts)}; accepted: shape [{batch}, {vocab}]")
     check_device("output_counts", counts, device)
     return counts
@@ -360,11 +438,13 @@ def _words(words: Any, batch: int, device: torch.device) -> tuple[Tensor | None,
     )
 
 
-def _allowed(given: LogitsAdjustments, batch: int, vocab: int, device: torch.device) -> Tensor | None:
-    """The grammar's bitmask and the allowed lists, in one."""
+def _allowed(
+    given: LogitsAdjustments, batch: int, vocab: int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """The grammar's bitmask and the allowed lists in one, and the rows of the lists with something to be ignored."""
     mask = check_bitmask("bitmask", given.get("bitmask"), batch, vocab, device)
-    lists = _lists("allowed_tokens", given.get("allowed_tokens"), batch, device)
-    if lists[0] is None or lists[1] is None:
-        return mask
-    listed = pack_bitmask(TokenLists(lists[0], lists[1]), vocab)
-    return listed if mask is None else listed & mask[:, : listed.shape[1]]
+    tokens, offsets = _lists("allowed_tokens", given.get("allowed_tokens"), batch, device)
+    if tokens is None or offsets is None:
+        return mask, None
+    listed, ignored = _pack(TokenLists(tokens, offsets), vocab, True)
+    return listed if mask is None else listed & mask[:, : listed.shape[1]], ignored

@@ -75,11 +75,17 @@ class Edits(NamedTuple):
 
 
 class History(NamedTuple):
-    """Where the first token of each row is recorded (law section 7), in the order of the schemas."""
+    """Where the first token of each row is recorded (law section 7), in the order of the schemas.
 
-    tokens: Tensor | None = None  # int64 [batch, n]
-    lengths: Tensor | None = None  # int64 [batch]
-    counts: Tensor | None = None  # int32 [batch, vocab]
+    Attributes:
+        tokens: int64 [batch, n]: the token goes to place lengths[b]; where that is n or more it is not recorded.
+        lengths: int64 [batch], one up for each token, also for one that `tokens` has no room for.
+        counts: int32 [batch, vocab], one up at the token.
+    """
+
+    tokens: Tensor | None = None
+    lengths: Tensor | None = None
+    counts: Tensor | None = None
 
 
 class Details(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from fastsample import arguments, ops, reference
-from fastsample.adjustments import Adjustments, LogitsAdjustments, TokenLists, find_edits, normalise
+from fastsample.adjustments import ENTRIES_IGNORED, NOTHING, LogitsAdjustments, TokenLists, find_edits, normalise
 from fastsample.arguments import Details, Edits, Filters, History, describe
 from fastsample.backends import select
 from fastsample.invalid_rows import check_errors, raise_for_invalid_rows
@@ -17,9 +17,7 @@ from fastsample.randomness import check_sources, generated, seeded
 MOST_TOP_LOGPROBS_IN_ONE_PASS = 32
 _NUMBERS = 8
 _NEUTRAL = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
-_NO_ADJUSTMENTS = Adjustments()
 _LN2 = 0.6931471805599453
-_ENTRIES_IGNORED = 2
 
 
 class SampleOutput(NamedTuple):
@@ -27,35 +25,39 @@ class SampleOutput(NamedTuple):
 
     "Processed" is the distribution that was drawn from; "raw" is the softmax of the logits as they came, before
     adjustments, temperature and filters.
+
+    Attributes:
+        tokens: int64 [batch], or [batch, num_samples]; -1 in an invalid row and when nothing is left to draw.
+        logprobs: float32 like `tokens`: natural log-probabilities of the tokens, processed. NaN where the token is -1.
+        raw_logprobs: float32 like `tokens`, with raw_logprobs=True.
+        ranks: int64 like `tokens`, with raw_logprobs=True: the token's place among the raw logits, 1 for the largest;
+            ties by index. 0 where the token is -1.
+        top_tokens: int64 [batch, n], with top_logprobs=n: the n largest raw logits; -1 beyond what is above -inf.
+        top_logprobs: float32 [batch, n]: their raw log-probabilities.
+        kept: The tokens that the filters kept, in index order, with kept_set=True: what `filtered_log_probs` takes.
+        numbers: int64 [batch, 8], with distribution=True or kept_set=True: the law's integers, equal by `==` everywhere
+            (law section 7).
+        edit_status: int32 [batch]: bit 0 for invalid penalties, bit 1 for ignored entries; None without adjustments
+            that can fail.
+        first_tokens: int64 [batch]: the first draw of each row, which is `tokens` where there is but one.
     """
 
     tokens: Tensor
-    """int64 [batch], or [batch, num_samples]; -1 in an invalid row and when nothing is left to draw."""
     logprobs: Tensor
-    """float32 like `tokens`: natural log-probabilities of the tokens, processed. NaN where the token is -1."""
     raw_logprobs: Tensor | None
-    """float32 like `tokens`, with raw_logprobs=True."""
     ranks: Tensor | None
-    """int64 like `tokens`, with raw_logprobs=True: the token's place among the raw logits, 1 for the largest; ties by
-    index. 0 where the token is -1."""
     top_tokens: Tensor | None
-    """int64 [batch, n], with top_logprobs=n: the n largest raw logits; -1 beyond what is above -inf."""
     top_logprobs: Tensor | None
-    """float32 [batch, n]: their raw log-probabilities."""
     kept: TokenLists | None
-    """The tokens that the filters kept, in index order, with kept_set=True: what `filtered_log_probs` takes."""
     numbers: Tensor | None
-    """int64 [batch, 8], with distribution=True: the law's integers, equal by `==` everywhere (law section 7)."""
     edit_status: Tensor | None
-    """int32 [batch]: bit 0 for invalid penalties, bit 1 for ignored entries; None without adjustments that can fail."""
     first_tokens: Tensor
-    """int64 [batch]: the first draw of each row, which is `tokens` where there is but one."""
 
     @property
     def status(self) -> Tensor:
         """int32 [batch]: 0, or bit 0 for an invalid row (its token is -1), bit 1 for adjustments partly ignored."""
         invalid = (self.first_tokens < 0).to(torch.int32)
-        return invalid if self.edit_status is None else invalid | (self.edit_status & _ENTRIES_IGNORED)
+        return invalid if self.edit_status is None else invalid | (self.edit_status & ENTRIES_IGNORED)
 
     @property
     def kept_size(self) -> Tensor:
@@ -116,11 +118,13 @@ def sample_full(
         top_logprobs: how many of the largest raw logits to list with their raw log-probabilities. Up to 32 from the
             same pass; more by a second one that sorts the row.
         distribution: also entropy, size and mass of the kept set.
-        kept_set: also the kept tokens themselves. Their number is known on the device alone, so a GPU synchronises.
+        kept_set: also the kept tokens themselves. Their number is known on the device alone, so a GPU synchronises and
+            a torch.compile graph breaks.
         seed, offset, stream, generator, order, num_samples, replacement, indices, backend, errors: as for `sample`.
         history: where the first token of each row is recorded by the same launch: `tokens` (int64 [batch, n]) at place
             lengths[b], `lengths` (int64 [batch]) and `counts` (int32 [batch, vocab]) one up, each optional. `lengths`
-            may be the tensor given as `offset` and `output_lengths`, which then advance by themselves.
+            may be the tensor given as `offset` and `output_lengths`, which then advance by themselves; no 0-d view of
+            it may be. With errors="raise" the valid rows are recorded before the error is raised.
         adjustments: as for `sample`, see `fastsample.LogitsAdjustments`.
 
     Returns:
@@ -143,6 +147,10 @@ def sample_full(
     arguments.check_flag("distribution", distribution)
     arguments.check_flag("kept_set", kept_set)
     check_errors(errors, device)
+    if kept_set and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "kept_set: its size is read by the host, which CUDA graph capture cannot; leave it out there"
+        )
     count = 1 if num_samples is None else arguments.check_num_samples(num_samples)
     listed = top_logprobs if type(top_logprobs) is int else arguments.integer_number("top_logprobs", top_logprobs, "")
     if listed < 0:
@@ -151,7 +159,7 @@ def sample_full(
     rows = logits.unsqueeze(0) if one_row else logits
     vocab = rows.shape[1]
     recorded = History() if history is None else check_history(history, batch, vocab, device)
-    named = normalise(adjustments, batch, vocab, device) if adjustments else _NO_ADJUSTMENTS
+    named = normalise(adjustments, batch, vocab, device) if adjustments else NOTHING
     check_sources(seed, offset, stream, generator, device)
     randomness = generated(generator, chosen, device) if seed is None else seeded(seed, offset, stream, batch, device)
 
@@ -239,6 +247,7 @@ def _sorted_top(
     return listed, logprobs
 
 
+@torch.compiler.disable(reason="kept_set=True looks at how many tokens were kept")
 def _kept(operators: Ops, logits: Tensor, indices: Tensor | None, edits: Edits, numbers: Tensor) -> TokenLists:
     offsets = torch.nn.functional.pad(numbers[:, 5].cumsum(dim=0), (1, 0))
     total = int(offsets[-1])  # synchronises

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.adjustments import ENTRIES_IGNORED, INVALID_PENALTY
 from fastsample.arguments import Filters
-from fastsample.reference_edits import ENTRIES_IGNORED, INVALID_PENALTY
 
 _NAMED_ROWS = 8
 
@@ -38,7 +38,7 @@ def raise_for_invalid_rows(
         edit_status: int32 [batch], what `find_edits` says of the rows' adjustments (law section 0), or None.
     """
     if edit_status is not None:
-        _raise_for_ignored_entries(edit_status)
+        raise_for_ignored_entries(edit_status)
     invalid = (tokens[:, 0] < 0).nonzero().flatten()
     count = invalid.numel()
     if count == 0:
@@ -49,14 +49,16 @@ def raise_for_invalid_rows(
     raise ValueError(f"{count} of {tokens.shape[0]} rows cannot be sampled: {'; '.join(named)}{more}")
 
 
-def _raise_for_ignored_entries(edit_status: Tensor) -> None:
+def raise_for_ignored_entries(edit_status: Tensor) -> None:
+    """Raise a ValueError that names the rows whose adjustments were ignored in part. Synchronises a GPU."""
     rows = (edit_status & ENTRIES_IGNORED).nonzero().flatten()
     if rows.numel() > 0:
         listed = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", ..." if rows.numel() > _NAMED_ROWS else "")
         raise ValueError(
             f"adjustments: {rows.numel()} of {edit_status.numel()} rows ({listed}) have a token id outside the "
             "vocabulary, a length outside its list, an offset outside its data or an empty bad word; accepted: ids "
-            "from 0 to vocab - 1, lengths up to the columns, and offsets that rise from 0 to the number of entries"
+            "from 0 to vocab - 1 (what pads a history is passed over only beyond prompt_lengths and output_lengths), "
+            "lengths up to the columns, and offsets that rise from 0 to the number of entries"
         )
 
 

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from fastsample import reference
-from fastsample.adjustments import Adjustments
+from fastsample.adjustments import ENTRIES_IGNORED, INVALID_PENALTY, Adjustments
 from fastsample.arguments import Edits
 from fastsample.schemas import most_edits
-
-INVALID_PENALTY, ENTRIES_IGNORED = 1, 2  # the bits of a row's status
 
 
 def _unpack(mask: Tensor, vocab: int) -> Tensor:
@@ -267,9 +265,18 @@ def processed(logits: Tensor, edits: Edits, part: slice) -> tuple[Tensor, Tensor
 
 
 def process(logits: Tensor, edits: Edits) -> Tensor:
-    """The logits that edits leave, float32 [rows, vocab] (law section 0)."""
-    result = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    if logits.numel() > 0:
-        for part in reference.blocks(*logits.shape):
-            result[part] = reference.narrow(processed(logits[part], edits, part)[1])
+    """The logits that edits leave, float32 [rows, vocab] (law section 0).
+
+    Without arithmetic on the logits, so that nothing can flush a denormal.
+    """
+    vocab = logits.shape[1]
+    result = logits.detach().to(torch.float32, copy=True)
+    if logits.numel() == 0:
+        return result
+    if edits.allowed is not None:
+        result.masked_fill_(~_unpack(edits.allowed, vocab), -math.inf)
+    if edits.bits is not None and edits.values is not None:
+        edited = _unpack(edits.bits, vocab)
+        place = edited.cumsum(dim=1).sub_(1).clamp_(0, edits.values.shape[1] - 1)
+        result = torch.where(edited, edits.values.gather(1, place), result)
     return result

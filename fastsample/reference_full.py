@@ -189,8 +189,10 @@ def kept_log_probs(
         return result
     number = torch.arange(rows, device=logits.device)[:, None]
     place = number * vocab + torch.where((tokens >= 0) & (tokens < vocab), tokens, 0)
-    listed = torch.where(inside, row * vocab + kept_tokens, -1)
-    kept = torch.isin(place, listed) & (tokens >= 0) & (tokens < vocab)
+    # Not torch.isin, whose search for unique values makes a GPU wait for the host.
+    listed = torch.zeros(rows * vocab + 1, dtype=torch.bool, device=logits.device)
+    listed[torch.where(inside, row * vocab + kept_tokens, rows * vocab)] = True
+    kept = listed[place] & (tokens >= 0) & (tokens < vocab)
     d = sums.exponents(reference.widen(logits.gather(1, (place - number * vocab))), number.expand(tokens.shape), place)
     s = (sums.z - (1 << 40)).float().double() * 2.0**-40
     log_probability = -reference.fl(reference.fl(-d * _LN2) + reference.fl(torch.log1p(s.clamp(min=0)))[:, None])

@@ -30,43 +30,45 @@ class RequestParameters(TypedDict, total=False):
 
     They mean what they mean in `sample`. A list of tokens is a sequence of ids in [0, vocab), or a 1-D integer tensor
     on the CPU.
+
+    Attributes:
+        temperature: At least 0, 1 by default; 0 is greedy.
+        top_k: 0, the default, keeps all.
+        top_p: In [0, 1]; 1, the default, keeps all.
+        min_p: In [0, 1]; 0, the default, keeps all.
+        seed: 64 bits. None, the default, draws one from torch's default generator: a request that is to be resumed with
+            the tokens it would have drawn needs a seed of its own.
+        repetition_penalty: Above 0; 1, the default, is off.
+        presence_penalty: Finite; 0, the default, is off.
+        frequency_penalty: Finite; 0, the default, is off.
+        prompt_tokens: What the repetition penalty finds besides the output. Ids outside [0, vocab), such as the
+            placeholders of images in some models, are passed over.
+        output_tokens: What the request has drawn so far, if it is being resumed; its next token is that at this offset.
+        logit_bias: What is added to the logits of which token; -inf bans it.
+        bad_words: Sequences of tokens that the output must not contain; none is empty.
+        min_tokens: `stop_tokens` are banned while the output is shorter than this.
+        stop_tokens: The tokens that `min_tokens` bans.
+        allowed_tokens: The only tokens that may be drawn; an empty list, the default, does not restrict.
+        bitmask: What a grammar allows: int32 [at least ceil(vocab / 32)] on the CPU, copied; bit i % 32 of word i / 32
+            allows token i, as xgrammar and llguidance write it. None, the default, does not restrict.
     """
 
     temperature: float
-    """At least 0, 1 by default; 0 is greedy."""
     top_k: int
-    """0, the default, keeps all."""
     top_p: float
-    """In [0, 1]; 1, the default, keeps all."""
     min_p: float
-    """In [0, 1]; 0, the default, keeps all."""
     seed: int | None
-    """64 bits. None, the default, draws one from torch's default generator: a request that is to be resumed with the
-    tokens it would have drawn needs a seed of its own."""
     repetition_penalty: float
-    """Above 0; 1, the default, is off."""
     presence_penalty: float
-    """Finite; 0, the default, is off."""
     frequency_penalty: float
-    """Finite; 0, the default, is off."""
     prompt_tokens: Sequence[int] | Tensor
-    """What the repetition penalty finds besides the output. Ids outside [0, vocab), such as the placeholders of images
-    in some models, are passed over."""
     output_tokens: Sequence[int] | Tensor
-    """What the request has drawn so far, if it is being resumed; its next token is that at this offset."""
     logit_bias: Mapping[int, float]
-    """What is added to the logits of which token; -inf bans it."""
     bad_words: Sequence[Sequence[int]]
-    """Sequences of tokens that the output must not contain; none is empty."""
     min_tokens: int
-    """`stop_tokens` are banned while the output is shorter than this."""
     stop_tokens: Sequence[int] | Tensor
-    """The tokens that `min_tokens` bans."""
     allowed_tokens: Sequence[int] | Tensor
-    """The only tokens that may be drawn; an empty list, the default, does not restrict."""
     bitmask: Tensor | None
-    """What a grammar allows: int32 [at least ceil(vocab / 32)] on the CPU, copied; bit i % 32 of word i / 32 allows
-    token i, as xgrammar and llguidance write it. None, the default, does not restrict."""
 
 
 class Request(NamedTuple):
@@ -139,7 +141,7 @@ def _top_k(name: str, value: Any, vocab: int) -> Any:
 
 def _penalty(name: str, value: Any, _: int) -> Any:
     _check_number(name, value)
-    return getattr(normalise({name: value}, 1, 1, _HOST), name)  # type: ignore[misc]
+    return getattr(normalise({name: value}, 1, 1, _HOST).adjustments, name)  # type: ignore[misc]
 
 
 def _check_number(name: str, value: Any) -> None:

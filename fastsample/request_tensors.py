@@ -31,6 +31,7 @@ class RequestTensors:
         device: torch.device,
     ) -> None:
         self._vocab = vocab
+        self._max_tokens = max_tokens
         self._parts: list[SlotRows | SlotCounts | PackedLists] = []
 
         def rows(width: int, dtype: torch.dtype, empty: int = 0) -> SlotRows:
@@ -159,7 +160,7 @@ class RequestTensors:
     def _put_output(self, slot: int, tokens: Tensor) -> None:
         self._lengths.put(slot, [len(tokens)])
         if self._outputs is not None:
-            self._outputs.put(slot, tokens)
+            self._outputs.put(slot, tokens[: self._max_tokens])  # as a draw records no more of them
         if self._counts is not None:
             self._counts.put(slot, tokens)
 

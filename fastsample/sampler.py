@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import torch
@@ -220,15 +220,15 @@ class Sampler:
 
     def _request(self, slot: int) -> Request:
         """The request in a slot."""
-        if slot not in self._requests:
+        if isinstance(slot, bool) or not isinstance(slot, int) or slot not in self._requests:
             raise ValueError(f"slot: got {slot!r}; accepted: one with a request ({sorted(self._requests)})")
         return self._requests[slot]
 
-    def _write(self, slot: int, before: Request, given: RequestParameters, changed: Iterable[str]) -> None:
+    def _write(self, slot: int, before: Request, given: RequestParameters, changed: Collection[str]) -> None:
         """Check what is given of a request, and put the fields `changed` where the next flush finds them."""
         try:
             after = before._replace(**check_parameters(given, self.vocab))
-            self._check_fits(slot, after)
+            self._check_fits(slot, after, changed)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} (slot {slot})") from None
         self._tensors.put(slot, after, changed)
@@ -241,7 +241,7 @@ class Sampler:
             self._users.subtract(needed_before)
             self._users.update(needed)
 
-    def _check_fits(self, slot: int, request: Request) -> None:
+    def _check_fits(self, slot: int, request: Request, changed: Collection[str]) -> None:
         """Raise unless there is what the request needs, and room for its lists."""
         for feature in request.features - self.features:
             raise ValueError(
@@ -250,13 +250,8 @@ class Sampler:
             )
         if request.min_tokens > 0 and not request.stop_tokens:
             raise ValueError(f"min_tokens: got {request.min_tokens} without stop_tokens, the tokens it bans")
-        if "bad_words" in self.features and len(request.output_tokens) > self.max_tokens:
-            raise ValueError(
-                f"output_tokens: got {len(request.output_tokens)} tokens; accepted: at most max_tokens = "
-                f"{self.max_tokens}, which the Sampler was made with"
-            )
         for name, size in request.list_sizes.items():
-            if size == 0:
+            if size == 0 or name not in changed:
                 continue
             others = sum(other.list_sizes[name] for at, other in self._requests.items() if at != slot)
             if size + others > self.list_capacity:

@@ -21,14 +21,19 @@ ACCEPTANCE_WORD = 2  # of the first child
 
 
 class Verified(NamedTuple):
-    """What `verify_chain` returns."""
+    """What `verify_chain` returns.
+
+    Attributes:
+        tokens: int64 [batch, n + 1]: the accepted drafts, then one token more (the recovered or the bonus one), then
+            -1.
+        accepted: int64 [batch]: how many drafts were accepted, 0 to n; `accepted + 1` tokens are the request's.
+        acceptable: bool [batch, n]: whether each draft would be accepted if all before it were; what to tune a drafter
+            by.
+    """
 
     tokens: Tensor
-    """int64 [batch, n + 1]: the accepted drafts, then one token more (the recovered or the bonus one), then -1."""
     accepted: Tensor
-    """int64 [batch]: how many drafts were accepted, 0 to n; `accepted + 1` tokens are the request's."""
     acceptable: Tensor
-    """bool [batch, n]: whether each draft would be accepted if all before it were; what to tune a drafter by."""
 
 
 def sample_draft(

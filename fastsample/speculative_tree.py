@@ -20,14 +20,18 @@ from fastsample.speculative_arguments import (
 
 
 class VerifiedTree(NamedTuple):
-    """What `verify_tree` returns."""
+    """What `verify_tree` returns.
+
+    Attributes:
+        tokens: int64 [batch, nodes + 1]: the tokens of the accepted nodes, then one token more, then -1.
+        accepted: int64 [batch]: how many nodes were accepted; `accepted + 1` tokens are the request's.
+        path: int64 [batch, nodes]: the accepted nodes from the context down, then -1; what to keep of a key-value
+            cache.
+    """
 
     tokens: Tensor
-    """int64 [batch, nodes + 1]: the tokens of the accepted nodes, then one token more, then -1."""
     accepted: Tensor
-    """int64 [batch]: how many nodes were accepted; `accepted + 1` tokens are the request's."""
     path: Tensor
-    """int64 [batch, nodes]: the accepted nodes from the context down, then -1; what to keep of a key-value cache."""
 
 
 class _Tree(NamedTuple):

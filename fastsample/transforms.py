@@ -15,11 +15,10 @@ from fastsample import arguments, reference_edits
 from fastsample.adjustments import LogitsAdjustments, TokenLists, check_lists, find_edits, normalise
 from fastsample.arguments import Filters
 from fastsample.backends import select
+from fastsample.invalid_rows import check_errors, raise_for_ignored_entries
 from fastsample.ops import Ops
 
 Order = Literal["top_k_first", "min_p_first", "joint"]
-
-_NO_FILTERS = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
 
 
 def softmax(logits: Tensor, temperature: float | Tensor = 1.0, *, backend: str = "auto") -> Tensor:
@@ -186,7 +185,8 @@ def filtered_log_probs(
     if kept is None:
         return log_probs(logits, tokens, temperature, top_k, top_p, min_p, order=order, backend=backend)
     rows, filters, operators = _prepare(logits, temperature, top_k, top_p, min_p, order, backend)
-    if filters._replace(temperature=1.0, temperature_rows=None) != _NO_FILTERS._replace(order=filters.order):
+    given = (filters.top_k_rows, filters.top_p_rows, filters.min_p_rows)
+    if filters.top_k > 0 or filters.top_p < 1.0 or filters.min_p > 0.0 or any(rows is not None for rows in given):
         raise ValueError(
             "kept: given together with top_k, top_p or min_p; the kept set stands for them, leave them out"
         )
@@ -199,7 +199,13 @@ def filtered_log_probs(
     return of_rows.view(tokens.shape)
 
 
-def process_logits(logits: Tensor, *, backend: str = "auto", **adjustments: Unpack[LogitsAdjustments]) -> Tensor:
+def process_logits(
+    logits: Tensor,
+    *,
+    errors: Literal["sentinel", "raise"] = "sentinel",
+    backend: str = "auto",
+    **adjustments: Unpack[LogitsAdjustments],
+) -> Tensor:
     """The logits that `sample(logits, **adjustments)` draws from, as a tensor (law section 0).
 
     For the functions that take no adjustments themselves, and to look at; `sample` and `sample_full` never write them.
@@ -207,6 +213,8 @@ def process_logits(logits: Tensor, *, backend: str = "auto", **adjustments: Unpa
 
     Args:
         logits: [batch, vocab] or [vocab], float32, float16 or bfloat16; the vocabulary is 1 to 2^22 tokens.
+        errors: what ids outside the vocabulary and the like do: "sentinel" passes them over, "raise" raises a
+            ValueError that names the rows, for which a GPU synchronises.
         backend: "auto", "cpu", "cuda", "triton" or "reference".
         adjustments: see `fastsample.LogitsAdjustments`.
 
@@ -221,7 +229,10 @@ def process_logits(logits: Tensor, *, backend: str = "auto", **adjustments: Unpa
     rows = logits.unsqueeze(0) if logits.dim() == 1 else logits
     operators = select(backend, logits.device)
     named = normalise(adjustments, batch, rows.shape[1], logits.device)
-    edits, _ = find_edits(operators, rows, None, batch, named)
+    check_errors(errors, logits.device)
+    edits, status = find_edits(operators, rows, None, batch, named)
+    if errors == "raise" and status is not None:
+        raise_for_ignored_entries(status)
     return reference_edits.process(rows, edits).view(logits.shape)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import fastsample
 from fastsample import cli
 from fastsample.benchmarks import features, features_run
 from fastsample.benchmarks.check import WrongTokensError
@@ -49,6 +50,11 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         features_run.load(file)
 
 
+def test_it_shows_what_it_wrote(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--features", "--show", str(written)]) == 0
+    assert "sample alone" in capsys.readouterr().out
+
+
 def test_on_a_gpu_it_is_the_gpu_command_that_measures(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--features", "--backend", "cuda"]) == 1
     assert "timed on the CPU" in capsys.readouterr().err
@@ -69,6 +75,9 @@ def test_a_feature_changes_what_is_asked(feature: Feature) -> None:
     inputs = Inputs.make(3, 500)
     arguments = feature.arguments(inputs)
     assert feature.full or arguments
+    if not feature.full:
+        logits = torch.ones(3, 500)
+        assert not torch.equal(fastsample.process_logits(logits, **arguments), logits)
     if feature.processors is not None:
         scores = torch.randn(3, 500, generator=torch.Generator().manual_seed(1))
         session = features.ProcessorSession(feature, inputs)

@@ -325,11 +325,16 @@ def test_beyond_max_tokens_a_request_goes_on_and_is_flagged() -> None:
     statuses, output = [], []
     for number in (1, 2, 3, 4, 5):
         logits = random_logits(number, 1)
-        expected = alone({"seed": 5, "presence_penalty": 3.0}, output, logits[0]) if len(output) <= 2 else None
+        if len(output) <= 2:
+            expected = alone({"seed": 5, "presence_penalty": 3.0}, output, logits[0])
+        else:  # what is beyond is neither seen nor lost: a request that is resumed goes on alike
+            resumed = Sampler(1, VOCAB, max_tokens=2)
+            resumed.add(seed=5, presence_penalty=3.0, output_tokens=output)
+            expected = int(resumed.step(logits))
         found = sampler.step_full(logits)
         statuses.append(int(found.status))
         output.append(int(found.tokens))
-        assert expected in (None, output[-1])
+        assert output[-1] == expected
     assert statuses == [0, 0, 0, 2, 2]
     assert sampler.lengths.tolist() == [5]
 
@@ -347,12 +352,13 @@ def test_counts_have_no_longest_output() -> None:
 
 def test_numbers_that_float32_has_not_do_what_they_do_in_a_call(sampler: Sampler) -> None:
     logits = random_logits(1, 1).expand(SLOTS, VOCAB)
-    parameters = ({"temperature": 1e300}, {"temperature": 1e-300}, {"repetition_penalty": 1e300}, {"top_k": 2**80})
+    parameters = ({"temperature": 1e300}, {"temperature": 1e-300}, {"top_k": 2**80})
     for given in parameters:
         sampler.add(seed=1, **given)
     expected = [alone({"seed": 1, **given}, [], logits[0]) for given in parameters]
-    assert sampler.step(logits).tolist() == expected
-    assert expected[2] == -1, "infinite in float32"
+    assert sampler.step(logits).tolist() == [*expected, -1]
+    with pytest.raises(ValueError, match="rounded to float32"):
+        sampler.add(repetition_penalty=1e300)
 
 
 def test_inference_mode_makes_no_difference() -> None:
@@ -412,11 +418,6 @@ def test_prompt_tokens_outside_the_vocabulary_are_passed_over(sampler: Sampler) 
             {"output_tokens": [1, VOCAB]},
             ValueError,
             f"output_tokens: got the token {VOCAB}; accepted: ids from 0 to 36",
-        ),
-        (
-            {"output_tokens": [1] * (MAX_TOKENS + 1)},
-            ValueError,
-            "output_tokens: got 207 tokens; accepted: at most max_tokens = 206",
         ),
         ({"logit_bias": [1]}, TypeError, "logit_bias: got"),
         ({"logit_bias": {1: math.nan}}, ValueError, "logit_bias: got nan .* for the token 1"),

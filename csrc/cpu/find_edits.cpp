@@ -138,15 +138,15 @@ class Finder {
       if (given_.output_counts.data) {
         const int32_t* counts = given_.output_counts.row(row_);
         const int64_t stride = given_.output_counts.stride;
-        constexpr int64_t kBlock =
-            16;  // nearly all hold no token of the output, which is seen without a branch a token
+        // Nearly all blocks hold no token of the output, which is seen without a branch for each token.
+        constexpr int64_t kBlock = 16;
         for (int64_t begin = 0; begin < vocab_; begin += kBlock) {
           const int64_t end = begin + kBlock < vocab_ ? begin + kBlock : vocab_;
           bool any = true;
           if (stride == 1 && end - begin == kBlock) {
-            int32_t most = 0;
-            for (int64_t i = 0; i < kBlock; ++i) most |= counts[begin + i] > 0;
-            any = most != 0;
+            int32_t above = 0;
+            for (int64_t i = 0; i < kBlock; ++i) above |= counts[begin + i] > 0;
+            any = above != 0;
           }
           for (int64_t token = begin; any && token < end; ++token)
             if (counts[token * stride] > 0) edit(token, in_output(counts[token * stride]));

@@ -152,7 +152,7 @@ __device__ __forceinline__ uint32_t count_before(const int32_t* bits, int32_t* b
 }
 
 // `last_bias`: for each edit, its token's last bias entry + 1; null where there are no biases.
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 1)
     find_edits_kernel(const __grid_constant__ FindEdits call, uint32_t* const last_bias) {
   SHARED_ARRAY(uint32_t, of_warps, kRowThreads / 32);
   wait_for_earlier_kernels();

@@ -5,7 +5,7 @@
 
 namespace fastsample::cuda {
 
-__global__ void __launch_bounds__(kRowThreads) kept_tokens_kernel(const __grid_constant__ KeptTokens call) {
+__global__ void __launch_bounds__(kRowThreads, 1) kept_tokens_kernel(const __grid_constant__ KeptTokens call) {
   SHARED_ARRAY(uint32_t, of_warps, kRowThreads / 32);
   wait_for_earlier_kernels();
   const int64_t row = blockIdx.x, source = call.indices[row];

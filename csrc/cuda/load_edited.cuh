@@ -100,8 +100,8 @@ template <bool kResident>
 struct EditedRow : RowInMemory {
   static constexpr bool kStays = kResident;
 
-  RowEdits edits;
-  float* on_chip;  // resident: vector v of this lane is on_chip[128 v] to on_chip[128 v + 3]
+  const RowEdits& edits;  // in shared memory: five addresses more would not fit the registers
+  float* on_chip;         // resident: vector v of this lane is on_chip[128 v] to on_chip[128 v + 3]
 
   __device__ EditedRow(const Batch& batch, int64_t row, const RowEdits& of_row, uint32_t part, uint32_t parts,
                        uint32_t warp, uint32_t lane, uint4* memory)

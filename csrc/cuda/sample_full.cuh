@@ -13,13 +13,14 @@ struct FullOutput {
 
   const SampleFull& call;
   int64_t row;
+  const RowEdits& edits;
 
   __device__ int64_t source() const { return call.indices[row]; }
 
   template <class AnyRow>
   __device__ __forceinline__ AnyRow read(int64_t of, uint32_t part, uint32_t parts, uint32_t warp, uint32_t lane,
                                          uint4* memory) const {
-    return AnyRow(call.batch, of, edits_of_row(call.edits, row), part, parts, warp, lane, memory);
+    return AnyRow(call.batch, of, edits, part, parts, warp, lane, memory);
   }
 
   __device__ bool draws() const { return call.tokens.count > 0; }
@@ -45,7 +46,7 @@ struct FullOutput {
       write_numbers(sweeps, cut_of(group, kept), call.filters[row].temperature, details.numbers, row);
     const Draws drawn = draws_with(random);
     const uint64_t total = draws() ? sample_row(sweeps, kept, only_maximum, drawn) : kLargestWeight;
-    const bool of_raw = details.raw_logprobs.data || details.ranks.data || details.top_tokens.data;
+    const bool of_raw = details.of_raw_row();
     if (!of_raw && !details.logprobs.data && !call.history) return;
     // Any block may have drawn, and the row's offset may lie in the history: each has read it before this.
     group.sync();
@@ -78,7 +79,11 @@ template <bool kResident>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     sample_full_kernel(const __grid_constant__ SampleFull call, const __grid_constant__ Shape shape,
                        const __grid_constant__ Workspace workspace) {
-  run_row(FullOutput<kResident>{call, blockIdx.x / static_cast<uint32_t>(shape.blocks)}, shape, workspace);
+  SHARED_VARIABLE(RowEdits, edits);
+  const int64_t row = blockIdx.x / static_cast<uint32_t>(shape.blocks);
+  if (threadIdx.x == 0) edits = edits_of_row(call.edits, row);
+  __syncthreads();
+  run_row(FullOutput<kResident>{call, row, edits}, shape, workspace);
 }
 
 }  // namespace fastsample::cuda

@@ -42,7 +42,7 @@ struct FixedRow {
   }
 };
 
-__global__ void __launch_bounds__(kEntryThreads)
+__global__ void __launch_bounds__(kEntryThreads, 1)
     fixed_probs_at_kernel(const __grid_constant__ FixedProbsAt call, const int64_t* const numbers) {
   wait_for_earlier_kernels();
   const int64_t entry = int64_t{blockIdx.x} * kEntryThreads + threadIdx.x;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kEntryThreads)
   call.out[entry] = probability;
 }
 
-__global__ void __launch_bounds__(kEntryThreads) random_words_kernel(const __grid_constant__ RandomWords call) {
+__global__ void __launch_bounds__(kEntryThreads, 1) random_words_kernel(const __grid_constant__ RandomWords call) {
   wait_for_earlier_kernels();
   const int64_t entry = int64_t{blockIdx.x} * kEntryThreads + threadIdx.x;
   if (entry >= call.rows * call.count) return;
@@ -86,7 +86,7 @@ struct BlockSums {
 
 // A block draws a row's token by three of its weights, in this order: the residual; where that is 0 everywhere, p^; and
 // without a draft the target's own.
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 1)
     sample_residual_kernel(const __grid_constant__ SampleResidual call, const int64_t* const target_numbers,
                            const int64_t* const draft_numbers) {
   SHARED_ARRAY(uint64_t, of_warps, kRowThreads / 32);

@@ -36,6 +36,12 @@ void print_per_row(const char* name) {
                                 tokens, wanted, out] = Work{};
   [[maybe_unused]] const auto& [blocks, threads, cluster, resident, overlaps] = Shape{};
   [[maybe_unused]] const auto& [arrivals, maxima] = Workspace{};
+  [[maybe_unused]] const auto& [matrix, matrix_row_stride, matrix_stride, columns] = RowsOf<float>{};
+  [[maybe_unused]] const auto& [allowed, bits, before, values, words, capacity] = Edits{};
+  [[maybe_unused]] const auto& [history, lengths, lengths_stride, counts] = History{};
+  [[maybe_unused]] const auto& [logprobs, raw_logprobs, ranks, top_tokens, top_logprobs, numbers] = Details{};
+  [[maybe_unused]] const auto& [full_batch, full_indices, full_filters, full_randomness, full_replacement, full_tokens,
+                                edits, full_history, details] = SampleFull{};
 }
 
 void print_layout() {
@@ -81,6 +87,38 @@ void print_layout() {
   FIELD(Shape, "Shape", overlaps);
   FIELD(Workspace, "Workspace", arrivals);
   FIELD(Workspace, "Workspace", maxima);
+  FIELD(RowsOf<float>, "RowsOf", data);
+  FIELD(RowsOf<float>, "RowsOf", row_stride);
+  FIELD(RowsOf<float>, "RowsOf", stride);
+  FIELD(RowsOf<float>, "RowsOf", columns);
+  FIELD(RowIndices, "RowIndices", data);
+  FIELD(RowIndices, "RowIndices", stride);
+  FIELD(Edits, "EditsOf", allowed);
+  FIELD(Edits, "EditsOf", bits);
+  FIELD(Edits, "EditsOf", before);
+  FIELD(Edits, "EditsOf", values);
+  FIELD(Edits, "EditsOf", words);
+  FIELD(Edits, "EditsOf", capacity);
+  FIELD(History, "HistoryOf", tokens);
+  FIELD(History, "HistoryOf", lengths);
+  FIELD(History, "HistoryOf", lengths_stride);
+  FIELD(History, "HistoryOf", counts);
+  FIELD(Details, "DetailsOf", logprobs);
+  FIELD(Details, "DetailsOf", raw_logprobs);
+  FIELD(Details, "DetailsOf", ranks);
+  FIELD(Details, "DetailsOf", top_tokens);
+  FIELD(Details, "DetailsOf", top_logprobs);
+  FIELD(Details, "DetailsOf", numbers);
+  FIELD(SampleFull, "SampleFull", batch);
+  FIELD(SampleFull, "SampleFull", indices);
+  FIELD(SampleFull, "SampleFull", filters);
+  FIELD(SampleFull, "SampleFull", randomness);
+  FIELD(SampleFull, "SampleFull", replacement);
+  FIELD(SampleFull, "SampleFull", tokens);
+  FIELD(SampleFull, "SampleFull", edits);
+  FIELD(SampleFull, "SampleFull", history);
+  FIELD(SampleFull, "SampleFull", details);
+  std::printf("  \"SampleFull\": [0, %zu],\n", sizeof(SampleFull));
   std::printf("  \"Work\": [0, %zu], \"Shape\": [0, %zu], \"Workspace\": [0, %zu]\n}\n", sizeof(Work), sizeof(Shape),
               sizeof(Workspace));
 }

@@ -161,9 +161,9 @@ class Gpu:
         memory = Memory()
         module = _module(call.logits.dtype, self.capability)
         machine = Machine(module, memory, self.checks, reverse=self.reverse, counting=self.counting)
-        work = _work(memory, call)
+        work = work_of(memory, call)
         result = _result(memory, call, work)
-        arguments = [bytes(work), bytes(shape), bytes(_workspace(memory, call, shape))]
+        arguments = [bytes(work), bytes(shape), bytes(workspace(memory, call, shape))]
         (name,) = (
             name
             for name in module.names
@@ -182,7 +182,7 @@ def _module(dtype: torch.dtype, capability: int) -> Module:
     return compilation.module(compilation.ROOT / f"csrc/cuda/kernels_{name}.cu", capability)
 
 
-def _put(memory: Memory, name: str, tensor: Tensor) -> int:
+def put(memory: Memory, name: str, tensor: Tensor) -> int:
     """Copies what a tensor spans in its storage, its strides and alignment as they are; returns where it begins."""
     storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
     size = tensor.element_size()
@@ -195,13 +195,13 @@ def _put(memory: Memory, name: str, tensor: Tensor) -> int:
 def _rows(memory: Memory, name: str, value: float, rows: Tensor | None) -> tuple[float, int, int]:
     if rows is None:
         return value, 0, 0
-    return value, _put(memory, name, rows), rows.stride(0) if rows.dim() else 0
+    return value, put(memory, name, rows), rows.stride(0) if rows.dim() else 0
 
 
-def _work(memory: Memory, call: Call) -> Work:
+def work_of(memory: Memory, call: Call) -> Work:
     logits, filters, randomness = call.logits, call.filters, call.randomness
     batch = Batch(
-        _put(memory, "logits", logits),
+        put(memory, "logits", logits),
         logits.shape[0],
         logits.stride(0) * logits.element_size(),
         logits.stride(1),
@@ -229,10 +229,10 @@ def _work(memory: Memory, call: Call) -> Work:
         replacement=call.replacement,
     )
     if call.indices is not None:
-        work.indices, work.indices_stride = _put(memory, "indices", call.indices), call.indices.stride(0)
+        work.indices, work.indices_stride = put(memory, "indices", call.indices), call.indices.stride(0)
     if call.wanted is not None:
         wanted = call.wanted
-        work.wanted = TokenMatrix(_put(memory, "wanted", wanted), *wanted.shape, *wanted.stride())
+        work.wanted = TokenMatrix(put(memory, "wanted", wanted), *wanted.shape, *wanted.stride())
     return work
 
 
@@ -248,7 +248,7 @@ def _result(memory: Memory, call: Call, work: Work) -> Buffer:
     return buffer
 
 
-def _workspace(memory: Memory, call: Call, shape: Shape) -> Workspace:
+def workspace(memory: Memory, call: Call, shape: Shape) -> Workspace:
     if shape.cluster or shape.blocks == 1:
         return Workspace(0, 0)
     arrivals = memory.add("arrivals", np.zeros(call.rows, np.uint32), writable=True)
