@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastsample
+from fastsample.benchmarks.features import CPU, FEATURES, FeatureSession, Inputs
 from fastsample.benchmarks.peers.base import Work
 
 _WORKS = ("greedy", "plain", "k50", "t0.8-k50-p0.9", "p0.9", "k1000", "m0.05", "t0.7-k3000-p0.95-m0.01", "mixed")
@@ -44,6 +45,7 @@ def mismatches(device: str, backend: str) -> Iterator[str]:
     indices = torch.tensor([2, 0, 7, 0])
     yield from _differing("sample, indices", logits[:, :2001], device, backend, {"top_p": 0.8, "indices": indices})
     yield from _differing("sample, every second", logits[:, 1:5001:2], device, backend, {"top_k": 20})
+    yield from _differing_requests(logits[:, :5003].contiguous(), device, backend)
     for name in ("softmax", "filter_logits", "filtered_probs"):
         parameters = {} if name == "softmax" else {"top_k": 300, "top_p": 0.9}
         found = getattr(fastsample, name)(_placed(logits[:, :5003], device), backend=backend, **parameters)
@@ -81,6 +83,29 @@ def triton_mismatches(device: str, backend: str = "triton") -> Iterator[str]:
             yield f"Triton, {function}"
     tokens = torch.arange(3, device=device) * 100
     fastsample.log_probs(_placed(rows, device), tokens, 0.8, 50, backend=backend)
+
+
+def _differing_requests(logits: Tensor, device: str, backend: str) -> Iterator[str]:
+    """Every feature of a request, and drafts verified."""
+    inputs = Inputs.make(*logits.shape)
+    place = torch.device(device)
+    for feature in FEATURES:
+        drawn = []
+        for where, who in ((CPU, "auto"), (place, backend)):
+            session = FeatureSession(feature, inputs, Work.parse("t0.8-k50-p0.9"), who, where)
+            session.arguments["seed"] = 5
+            session.load(logits.to(where))
+            result = session.draw()
+            drawn.append((result if isinstance(result, Tensor) else result.tokens).cpu())
+        if not torch.equal(*drawn):
+            yield f"{feature.label}: {drawn[1].tolist()}, expected {drawn[0].tolist()}"
+    target, draft, tokens = logits[None], logits[None, :2].flip(2), torch.tensor([[1, 2]])
+    verified = fastsample.verify_chain(
+        _placed(target, device), tokens.to(place), _placed(draft.contiguous(), device), seed=5, backend=backend
+    )
+    expected = fastsample.verify_chain(target, tokens, draft.contiguous(), seed=5)
+    if not torch.equal(verified.tokens.cpu(), expected.tokens):
+        yield f"verify_chain: {verified.tokens.tolist()}, expected {expected.tokens.tolist()}"
 
 
 def _differing(name: str, logits: Tensor, device: str, backend: str, parameters: dict[str, Any]) -> Iterator[str]:
