@@ -99,19 +99,27 @@ def extra_memory(call: Callable[[], Any]) -> tuple[int | None, int]:
     """What one call takes: growth of the resident set at its highest, and torch's largest allocation, in bytes.
 
     The first is None where the system does not tell (it is Linux that does), and is a quarter of a MiB off at worst,
-    since the kernel counts pages in batches. `call` runs twice, the first time in a new thread: working memory that a
-    thread keeps between calls is new there, and so are the threads that help it.
+    since the kernel counts pages in batches. `call` runs in new threads: working memory that a thread keeps between
+    calls is new there, and so are the threads that help it. The smallest of three growths counts: pages that the
+    kernel takes back between two calls would be counted when they come again (a call that stays below 2 MiB was once
+    seen at 6.6, on a machine that reclaims memory by itself).
     """
+    growths = [_growth(call) for _ in range(3)]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    known = [growth for growth in growths if growth is not None]
+    return min(known, default=None), _largest_allocation(profiled)
+
+
+def _growth(call: Callable[[], Any]) -> int | None:
+    """How much the resident set grows at its highest while a new thread makes the call."""
     _give_back_free_memory()
     before = _resident_bytes("VmRSS", reset=True)
     thread = threading.Thread(target=call)
     thread.start()
     thread.join()
     after = _resident_bytes("VmHWM")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        call()
-    peak = None if before is None or after is None else max(0, after - before)
-    return peak, _largest_allocation(profiled)
+    return None if before is None or after is None else max(0, after - before)
 
 
 def _give_back_free_memory() -> None:
