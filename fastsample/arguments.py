@@ -53,6 +53,9 @@ class Filters(NamedTuple):
     order: int
 
 
+NO_FILTERS = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
+
+
 class Randomness(NamedTuple):
     """Where the random words come from (law section 4), in the order of the schemas; numbers are signed int64."""
 

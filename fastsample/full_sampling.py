@@ -8,15 +8,14 @@ from typing_extensions import Unpack
 
 from fastsample import arguments, ops, reference
 from fastsample.adjustments import ENTRIES_IGNORED, NOTHING, LogitsAdjustments, TokenLists, find_edits, normalise
-from fastsample.arguments import Details, Edits, Filters, History, describe
+from fastsample.arguments import NO_FILTERS, Details, Edits, History, describe
 from fastsample.backends import select
 from fastsample.invalid_rows import check_errors, raise_for_invalid_rows
 from fastsample.ops import Ops
 from fastsample.randomness import check_sources, generated, seeded
+from fastsample.reference_full import NUMBERS
 
 MOST_TOP_LOGPROBS_IN_ONE_PASS = 32
-_NUMBERS = 8
-_NEUTRAL = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
 _LN2 = 0.6931471805599453
 
 
@@ -175,7 +174,7 @@ def sample_full(
     if 0 < listed <= MOST_TOP_LOGPROBS_IN_ONE_PASS:
         top_tokens = torch.empty((batch, listed), dtype=torch.int64, device=device)
         top_values = torch.empty((batch, listed), dtype=torch.float32, device=device)
-    numbers = torch.empty((batch, _NUMBERS), dtype=torch.int64, device=device) if distribution or kept_set else None
+    numbers = torch.empty((batch, NUMBERS), dtype=torch.int64, device=device) if distribution or kept_set else None
     if history is not None and not torch.compiler.is_compiling():
         # As for `out` in `sample`: a backward that saved them is told that they have changed.
         torch.autograd.graph.increment_version(tensor for tensor in recorded if tensor is not None)
@@ -235,7 +234,7 @@ def _sorted_top(
             else logits.new_empty((tokens.shape[0], logits.shape[1]))
         )
     listed = reference.rank(reference.ordered_key(raw))[:, :count]
-    logprobs = operators.log_probs(raw, listed, *_NEUTRAL)
+    logprobs = operators.log_probs(raw, listed, *NO_FILTERS)
     # Not by the log-probabilities: that of a token too far below the maximum is -inf too.
     listed = torch.where(raw.gather(1, listed) > -torch.inf, listed, -1)
     missing = count - listed.shape[1]

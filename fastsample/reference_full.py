@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from fastsample import reference
-from fastsample.arguments import Details, Edits, Filters, History, Randomness
+from fastsample.arguments import NO_FILTERS, Details, Edits, Filters, History, Randomness
 from fastsample.reference_edits import processed
 
 NUMBERS = 8  # of a row, see `numbers_of`
-_NEUTRAL = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
 _LN2 = float.fromhex("0x1.62e430p-1")  # float32(0.6931471805599453)
 
 
@@ -82,7 +81,7 @@ def _describe(details: Details, tokens: Tensor, row: reference.Row, logits: Tens
     if details.raw_logprobs is None and details.ranks is None and details.top_tokens is None:
         return
     key, value = reference.load(logits)
-    neutral = reference.row_filters(_NEUTRAL, logits.shape[0], logits)
+    neutral = reference.row_filters(NO_FILTERS, logits.shape[0], logits)
     raw = reference.rows_of_loaded(key, value, neutral)
     raw = raw._replace(valid=raw.valid & row.valid)
     if details.raw_logprobs is not None:

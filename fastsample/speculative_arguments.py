@@ -73,9 +73,8 @@ def prepare(
     filters: temperature, top_k, top_p, min_p and order, as `arguments.normalise_filters` takes them.
     draft_rows_beyond_drafts: how many rows `draft` has beyond one for each draft.
     """
-    for name, flag in (("target_probabilities", target_probabilities), ("draft_probabilities", draft_probabilities)):
-        if flag is not True and flag is not False:
-            raise TypeError(f"{name}: got {describe(flag)}; accepted: True or False")
+    arguments.check_flag("target_probabilities", target_probabilities)
+    arguments.check_flag("draft_probabilities", draft_probabilities)
     target_rows = _check_rows("target", target)
     batch, device = target.shape[0], target.device
     draft_tokens = arguments.integer_matrix("draft_tokens", draft_tokens, batch, device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastsample import ops
-from fastsample.arguments import Filters, has_overlap
+from fastsample.arguments import NO_FILTERS, has_overlap
 from fastsample.randomness import generated, is_on_device
 
 # Without replacement the draws of a row come one after the other, where torch sorts the row once. Measured on 1 thread
@@ -21,7 +21,6 @@ MAX_CATEGORIES = 2**31
 TORCH_MAX_CATEGORIES = 2**24
 
 _PROBABILITY_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_NO_FILTERS = Filters(1.0, None, 0, None, 1.0, None, 0.0, None, 0)
 _NOT_PROBABILITIES = "probability tensor contains either `inf`, `nan` or element < 0"
 _NEGATIVE_ENTRY = "invalid multinomial distribution (encountering probability entry < 0)"
 _INFINITE_ENTRY = "invalid multinomial distribution (encountering probability entry = infinity or NaN)"
@@ -82,7 +81,7 @@ def multinomial(
             torch.autograd.graph.increment_version(result)
     randomness = generated(generator, ops.compiled, input.device)
     tokens = result.unsqueeze(0) if input.dim() == 1 else result
-    ops.compiled.sample(tokens, rows, None, *_NO_FILTERS, *randomness, replacement, True)
+    ops.compiled.sample(tokens, rows, None, *NO_FILTERS, *randomness, replacement, True)
 
     if not input.is_cpu or torch.compiler.is_compiling():
         torch._assert_async((tokens >= 0).all(), f"{_NOT_PROBABILITIES}, or too few elements > 0")
