@@ -111,8 +111,8 @@ struct Operators {
                      FASTSAMPLE_RANDOMNESS, bool replacement, bool probabilities) {
     const Backend backend(logits);
     const Batch batch = batch_of(logits, order, probabilities);
-    STD_TORCH_CHECK(out.dim() == 2 && backend.holds(out) && out.scalar_type() == ScalarType::Long,
-                    "out: expected an int64 tensor [batch, num_samples] on the device of the logits");
+    STD_TORCH_CHECK((out.dim() == 1 || out.dim() == 2) && backend.holds(out) && out.scalar_type() == ScalarType::Long,
+                    "out: expected an int64 tensor [batch] or [batch, num_samples] on the device of the logits");
     const int64_t rows = out.size(0);
     if (indices) {
       STD_TORCH_CHECK(indices->dim() == 1 && indices->size(0) == rows && backend.holds(*indices) &&
@@ -123,7 +123,9 @@ struct Operators {
     }
     const Parameters<Backend> parameters(backend, rows);
     const BatchRandomness randomness = FASTSAMPLE_BATCH_RANDOMNESS(parameters);
-    const Tokens tokens{static_cast<int64_t*>(out.mutable_data_ptr()), rows, out.size(1), out.stride(0), out.stride(1)};
+    const bool one_draw = out.dim() == 1;
+    const Tokens tokens{static_cast<int64_t*>(out.mutable_data_ptr()), rows, one_draw ? 1 : out.size(1), out.stride(0),
+                        one_draw ? 1 : out.stride(1)};
     backend.sample(batch, indices ? static_cast<const int64_t*>(indices->const_data_ptr()) : nullptr,
                    indices ? indices->stride(0) : 0, FASTSAMPLE_BATCH_FILTERS(parameters, , probabilities), randomness,
                    replacement, tokens);

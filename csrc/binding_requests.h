@@ -77,6 +77,14 @@ class Arguments {
     return {address<T>(*tensor), tensor->stride(0), tensor->size(0)};
   }
 
+  // [rows, draws], or [rows] of one draw
+  template <class T>
+  RowsOf<T> by_draw(const char* name, const std::optional<Tensor>& tensor, int64_t draws) const {
+    if (!tensor || tensor->dim() != 1 || draws != 1) return matrix<T>(name, tensor, draws);
+    const Vector<T> column = vector<T>(name, tensor, rows_);
+    return {column.data, column.stride, 1, 1};
+  }
+
   // [rows, columns] without gaps
   template <class T>
   T* block(const char* name, const Tensor& tensor, int64_t columns) const {
@@ -208,21 +216,22 @@ struct RequestOperators {
                           const std::optional<Tensor>& counts, const std::optional<Tensor>& logprobs,
                           const std::optional<Tensor>& raw_logprobs, const std::optional<Tensor>& ranks,
                           const std::optional<Tensor>& top_tokens, const std::optional<Tensor>& top_logprobs,
-                          const std::optional<Tensor>& numbers) {
+                          const std::optional<Tensor>& numbers, bool top_of_processed) {
     const Backend backend(logits);
     const Batch batch = batch_of(logits, order, false);
-    STD_TORCH_CHECK(out.dim() == 2, "out: expected an int64 tensor [batch, num_samples]");
-    const int64_t rows = out.size(0), draws = out.size(1);
+    STD_TORCH_CHECK(out.dim() == 1 || out.dim() == 2, "out: expected an int64 tensor [batch] or [batch, num_samples]");
+    const int64_t rows = out.size(0), draws = out.dim() == 1 ? 1 : out.size(1);
     const Parameters<Backend> parameters(backend, rows);
     const Arguments<Backend> arguments(backend, rows, batch.vocab);
-    const auto tokens = arguments.template matrix<int64_t>("out", out, 0);
+    const auto tokens = arguments.template by_draw<int64_t>("out", out, draws);
     const auto lengths = arguments.template vector<int64_t>("history_lengths", history_lengths, rows);
-    const Details details{arguments.template matrix<float>("logprobs", logprobs, draws),
-                          arguments.template matrix<float>("raw_logprobs", raw_logprobs, draws),
-                          arguments.template matrix<int64_t>("ranks", ranks, draws),
+    const Details details{arguments.template by_draw<float>("logprobs", logprobs, draws),
+                          arguments.template by_draw<float>("raw_logprobs", raw_logprobs, draws),
+                          arguments.template by_draw<int64_t>("ranks", ranks, draws),
                           arguments.template matrix<int64_t>("top_tokens", top_tokens, 0),
                           arguments.template matrix<float>("top_logprobs", top_logprobs, 0),
-                          arguments.template matrix<int64_t>("numbers", numbers, kNumbers)};
+                          arguments.template matrix<int64_t>("numbers", numbers, kNumbers),
+                          top_of_processed};
     STD_TORCH_CHECK(top_tokens.has_value() == top_logprobs.has_value() &&
                         details.top_tokens.columns == details.top_logprobs.columns &&
                         details.top_tokens.columns <= kMostTopTokens,

@@ -207,13 +207,17 @@ struct Details {
   RowsOf<int64_t> top_tokens;  // [rows, n], with the next or not at all
   RowsOf<float> top_logprobs;
   RowsOf<int64_t> numbers;  // [rows, kNumbers]
+  bool top_of_processed;    // or of the row as it was before its edits, temperature and filters
 
   FASTSAMPLE_FUNCTION Details from(int64_t row) const {
-    return {logprobs.from(row),   raw_logprobs.from(row), ranks.from(row),
-            top_tokens.from(row), top_logprobs.from(row), numbers.from(row)};
+    return {logprobs.from(row),     raw_logprobs.from(row), ranks.from(row), top_tokens.from(row),
+            top_logprobs.from(row), numbers.from(row),      top_of_processed};
+  }
+  FASTSAMPLE_FUNCTION bool has_top(bool of_processed) const {
+    return top_tokens.data && top_of_processed == of_processed;
   }
   // Is anything said of the row as it was before its edits?
-  FASTSAMPLE_FUNCTION bool of_raw_row() const { return raw_logprobs.data || ranks.data || top_tokens.data; }
+  FASTSAMPLE_FUNCTION bool of_raw_row() const { return raw_logprobs.data || ranks.data || has_top(false); }
 };
 
 // The logits row of each output row: itself where there are no indices.

@@ -6,7 +6,7 @@ them to `Adjustments`, the operators' form. Lists of different length per row ar
 `BadWords.of` make them from Python's lists.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import accumulate
 from numbers import Real
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from fastsample import python_lists
 from fastsample.arguments import (
     Edits,
     check_device,
@@ -25,6 +26,7 @@ from fastsample.arguments import (
     integer_vector,
     real_rows,
 )
+from fastsample.python_lists import NO_TOKENS, Biases, Words
 
 INVALID_PENALTY, ENTRIES_IGNORED = 1, 2  # the bits of a row's status
 
@@ -40,9 +42,16 @@ class TokenLists(NamedTuple):
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int] | None], device: torch.device | str | None = None) -> "TokenLists":
-        """From one list of ids, or None, a row."""
-        filled = [_ids("lists", row) for row in _rows("lists", lists)]
-        return cls(_tensor([token for row in filled for token in row], device), _offsets(map(len, filled), device))
+        """From one list of ids, or None, a row.
+
+        Raises TypeError or ValueError, which names the row: `lists[2]`.
+        """
+        given = python_lists.entries("lists", lists, "a list of token ids, or None, for each row of the batch")
+        rows = [
+            NO_TOKENS if row is None else python_lists.token_ids(f"lists[{number}]", row)
+            for number, row in enumerate(given)
+        ]
+        return cls(_joined(rows).to(device), _offsets(rows).to(device))
 
 
 class LogitBias(NamedTuple):
@@ -58,17 +67,17 @@ class LogitBias(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[int, float] | None], device: torch.device | str | None = None) -> "LogitBias":
-        """From one mapping of token id to bias, or None, a row."""
-        filled = [{} if row is None else row for row in _rows("rows", rows)]
-        for row in filled:
-            if not isinstance(row, Mapping):
-                raise TypeError(
-                    f"rows: got {describe(row)}; accepted: a mapping of token id to bias for each row, or None"
-                )
-        tokens = _tensor([integer_number("rows", token, "") for row in filled for token in row], device)
-        values = torch.tensor([float(value) for row in filled for value in row.values()], dtype=torch.float64)
-        values = values.to(torch.float32).to(device)
-        return cls(tokens, values, _offsets(map(len, filled), device))
+        """From one mapping of token id to bias, or None, a row.
+
+        Raises TypeError or ValueError, which names the row: `rows[2]`.
+        """
+        given = python_lists.entries("rows", rows, "a mapping of token id to bias, or None, for each row of the batch")
+        filled = [
+            Biases() if row is None else python_lists.biases(f"rows[{number}]", row) for number, row in enumerate(given)
+        ]
+        tokens = [row.tokens for row in filled]
+        values = torch.cat([Biases().values, *(row.values for row in filled)])
+        return cls(_joined(tokens).to(device), values.to(device), _offsets(tokens).to(device))
 
 
 class BadWords(NamedTuple):
@@ -92,11 +101,18 @@ class BadWords(NamedTuple):
         *,
         in_prompt: bool = False,
     ) -> "BadWords":
-        """From one list of words, each a list of ids, or None, a row."""
-        filled = [[_ids("rows", word) for word in _rows("rows", row or ())] for row in _rows("rows", rows)]
-        words = [word for row in filled for word in row]
-        tokens = _tensor([token for word in words for token in word], device)
-        return cls(tokens, _offsets(map(len, words), device), _offsets(map(len, filled), device), in_prompt)
+        """From one list of words, each a list of ids, or None, a row.
+
+        Raises TypeError or ValueError, which names the row and the word: `rows[2][0]`.
+        """
+        given = python_lists.entries("rows", rows, "a list of words, or None, for each row of the batch")
+        filled = [
+            Words() if row is None else python_lists.words(f"rows[{number}]", row) for number, row in enumerate(given)
+        ]
+        lengths = [row.lengths for row in filled]
+        word_offsets = torch.nn.functional.pad(_joined(lengths).cumsum(0), (1, 0))
+        tokens = _joined([row.tokens for row in filled])
+        return cls(tokens.to(device), word_offsets.to(device), _offsets(lengths).to(device), in_prompt)
 
 
 class LogitsAdjustments(TypedDict, total=False):
@@ -104,13 +120,14 @@ class LogitsAdjustments(TypedDict, total=False):
 
     A penalty is a number for all rows, a 0-d tensor or a tensor [batch]. Everything is indexed by the output row and
     lies on the device of the logits. Token ids outside [0, vocab) are ignored and flag their row. The prompt, like the
-    output, may be given as a list of tokens or by token (`prompt_mask`, `output_counts`); given both ways it adds up,
-    so an output that is in both is penalised twice. Penalties without either change nothing.
+    output, may be given as a list of tokens, by token (`prompt_mask`, `output_counts`), or both: penalties then look at
+    the latter alone, and the list serves `bad_words` and, by its length, `min_tokens`.
 
     Attributes:
         repetition_penalty: Above 0; positive logits of tokens in the prompt or the output are divided by it, others
-            multiplied. 1 is off.
-        presence_penalty: Finite; subtracted from the logits of tokens in the output. 0 is off.
+            multiplied. 1 is off; else it needs a prompt or an output, which may be empty.
+        presence_penalty: Finite; subtracted from the logits of tokens in the output. 0 is off; else it needs
+            `output_tokens` or `output_counts`, as the next.
         frequency_penalty: Finite; subtracted once for each time that the token is in the output. 0 is off.
         prompt_tokens: Integer [batch, length]: the prompts, of which row b has the first prompt_lengths[b] tokens.
         prompt_lengths: Integer [batch]; without it every prompt has all columns.
@@ -118,9 +135,10 @@ class LogitsAdjustments(TypedDict, total=False):
             output_lengths[b] tokens.
         output_lengths: Integer [batch]; without it every output has all columns, padding too, which then counts as
             output. `min_tokens` needs one of the two.
-        prompt_mask: int32 [batch, at least ceil(vocab / 32)]: a bit for each token in the prompt, instead of its list;
-            `pack_bitmask(lists, vocab, empty=False)` makes it.
-        output_counts: int32 [batch, vocab]: how often each token is in the output, instead of its list.
+        prompt_mask: int32 [batch, at least ceil(vocab / 32)]: a bit for each token in the prompt, which penalties look
+            at instead of its list; `pack_bitmask(lists, vocab, empty=False)` makes it.
+        output_counts: int32 [batch, vocab]: how often each token is in the output, which penalties look at instead of
+            its list.
         logit_bias: Added to the logits, before the penalties.
         bad_words: Sequences that must not be completed: their last token is banned where the others end the output.
         min_tokens: `stop_tokens` are banned while a row's output is shorter than this. A number or a tensor, 0-d or
@@ -187,6 +205,7 @@ class Adjustments(NamedTuple):
         return penalised or any(tensor is not None for tensor in (*penalties, *listed))
 
 
+_NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 # The largest number that float32 rounds to 0, and the smallest that it rounds to infinity.
 _ROUNDS_TO_0, _OVERFLOWS = 2.0**-150, 2.0**128 - 2.0**103
 # Other arguments of the functions that take adjustments, for who mistypes one.
@@ -214,9 +233,10 @@ def normalise(given: LogitsAdjustments, batch: int, vocab: int, device: torch.de
         name = min(unknown)
         meant = "".join(f", did you mean {close!r}?" for close in get_close_matches(name, (*_KNOWN, *_OTHERS), 1))
         raise TypeError(f"got an unknown argument {name!r}{meant}; accepted adjustments: {', '.join(sorted(_KNOWN))}")
-    repetition = _penalty("repetition_penalty", given.get("repetition_penalty", 1.0), batch, device)
-    presence = _penalty("presence_penalty", given.get("presence_penalty", 0.0), batch, device)
-    frequency = _penalty("frequency_penalty", given.get("frequency_penalty", 0.0), batch, device)
+    repetition = check_penalty("repetition_penalty", given.get("repetition_penalty", 1.0), batch, device)
+    presence = check_penalty("presence_penalty", given.get("presence_penalty", 0.0), batch, device)
+    frequency = check_penalty("frequency_penalty", given.get("frequency_penalty", 0.0), batch, device)
+    _check_penalised(given)
     prompt_tokens, prompt_lengths = _histories("prompt", given, batch, device)
     output_tokens, output_lengths = _histories("output", given, batch, device)
     stops = given.get("stop_tokens")
@@ -310,7 +330,8 @@ def _pack(lists: TokenLists, vocab: int, empty: bool) -> tuple[Tensor, Tensor]:
     return packed, ignored | outside[:-1]
 
 
-def _penalty(name: str, value: Any, batch: int, device: torch.device) -> tuple[float, Tensor | None]:
+def check_penalty(name: str, value: Any, batch: int, device: torch.device) -> tuple[float, Tensor | None]:
+    """A penalty as a number or as a tensor, 0-d or [batch]; raises where it is neither, or no number for it."""
     if isinstance(value, Tensor):
         return 1.0, real_rows(name, value, batch, device)
     least, accepted = (_ROUNDS_TO_0, "above 0") if name == "repetition_penalty" else (-_OVERFLOWS, "finite")
@@ -322,35 +343,36 @@ def _penalty(name: str, value: Any, batch: int, device: torch.device) -> tuple[f
     return float(value), None
 
 
+def _check_penalised(given: LogitsAdjustments) -> None:
+    """Raise where a penalty is given, but nothing that it could find a token in."""
+    values: Mapping[str, Any] = given
+    for name, neutral in _NEUTRAL.items():
+        penalty = values.get(name, neutral)
+        if not isinstance(penalty, Tensor) and penalty == neutral:
+            continue
+        looked_through: tuple[str, ...] = ("output_tokens", "output_counts")
+        if name == "repetition_penalty":
+            looked_through = ("prompt_tokens", "prompt_mask", *looked_through)
+        if all(values.get(history) is None for history in looked_through):
+            raise ValueError(
+                f"{name}: got {describe(penalty)} without {' or '.join(looked_through)}, whose tokens it is for; "
+                "accepted: with one of them, which may be empty (torch.empty((batch, 0), dtype=torch.int64))"
+            )
+
+
 def _least_tokens(value: Any, batch: int, device: torch.device) -> tuple[int, Tensor | None]:
     if isinstance(value, Tensor):
         return 0, integer_rows("min_tokens", value, batch, device)
     return max(0, min(integer_number("min_tokens", value), 2**62)), None
 
 
-def _rows(name: str, rows: Any) -> list[Any]:
-    """The rows of a list, not of a mapping or a text."""
-    if isinstance(rows, Mapping | str) or not isinstance(rows, Iterable):
-        raise TypeError(f"{name}: got {describe(rows)}; accepted: a list with an entry for each row of the batch")
-    return list(rows)
+def _joined(rows: list[Tensor]) -> Tensor:
+    return torch.cat([NO_TOKENS, *rows])
 
 
-def _ids(name: str, tokens: Any) -> list[int]:
-    """Python's integers of a sequence, a tensor or an array of ids; none of None."""
-    if tokens is None:
-        return []
-    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
-        raise TypeError(f"{name}: got {describe(tokens)}; accepted: a list of token ids, inside a list of rows")
-    values = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    return [integer_number(name, token, "") for token in values]
-
-
-def _tensor(values: list[int], device: torch.device | str | None) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
-
-
-def _offsets(lengths: Any, device: torch.device | str | None) -> Tensor:
-    return _tensor(list(accumulate(lengths, initial=0)), device)
+def _offsets(rows: list[Tensor]) -> Tensor:
+    """Where each of several rows begins, one after another, and where the last ends."""
+    return torch.tensor(list(accumulate((row.shape[0] for row in rows), initial=0)), dtype=torch.int64)
 
 
 def _histories(

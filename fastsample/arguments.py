@@ -94,12 +94,21 @@ class History(NamedTuple):
 class Details(NamedTuple):
     """What a call writes about its draws (law section 7), in the order of the schemas; None where nobody asks."""
 
-    logprobs: Tensor | None = None  # float32 [batch, num_samples]
-    raw_logprobs: Tensor | None = None  # float32 [batch, num_samples]
-    ranks: Tensor | None = None  # int64 [batch, num_samples]
+    logprobs: Tensor | None = None  # float32, the shape of the tokens
+    raw_logprobs: Tensor | None = None  # float32, the shape of the tokens
+    ranks: Tensor | None = None  # int64, the shape of the tokens
     top_tokens: Tensor | None = None  # int64 [batch, n], n at most 32
     top_logprobs: Tensor | None = None  # float32, the shape of top_tokens, given with it
     numbers: Tensor | None = None  # int64 [batch, 8]
+    top_of_processed: bool = False  # whether the top is of what was drawn from, or of the raw logits
+
+    def by_draw(self) -> "Details":
+        """With a column for each draw where there was none, of one draw a row."""
+        columns = (field.unsqueeze(1) if field is not None and field.dim() == 1 else field for field in self[:3])
+        return Details._make((*columns, *self[3:]))
+
+
+NO_EDITS, NO_HISTORY, NO_DETAILS = Edits(), History(), Details()
 
 
 def check_logits(logits: Tensor) -> int:

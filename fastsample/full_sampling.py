@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from fastsample import arguments, ops, reference
-from fastsample.adjustments import ENTRIES_IGNORED, NOTHING, LogitsAdjustments, TokenLists, find_edits, normalise
-from fastsample.arguments import NO_FILTERS, Details, Edits, History, describe
+from fastsample import arguments, ops
+from fastsample.adjustments import ENTRIES_IGNORED, LogitsAdjustments, TokenLists, find_edits, normalise
+from fastsample.arguments import NO_EDITS, NO_FILTERS, NO_HISTORY, Edits, History, describe
 from fastsample.backends import select
 from fastsample.invalid_rows import check_errors, raise_for_invalid_rows
 from fastsample.ops import Ops
 from fastsample.randomness import check_sources, generated, seeded
 from fastsample.reference_full import NUMBERS
+from fastsample.sorted_top import sorted_top
 
 MOST_TOP_LOGPROBS_IN_ONE_PASS = 32
 _LN2 = 0.6931471805599453
@@ -31,8 +32,9 @@ class SampleOutput(NamedTuple):
         raw_logprobs: float32 like `tokens`, with raw_logprobs=True.
         ranks: int64 like `tokens`, with raw_logprobs=True: the token's place among the raw logits, 1 for the largest;
             ties by index. 0 where the token is -1.
-        top_tokens: int64 [batch, n], with top_logprobs=n: the n largest raw logits; -1 beyond what is above -inf.
-        top_logprobs: float32 [batch, n]: their raw log-probabilities.
+        top_tokens: int64 [batch, n], with top_logprobs=n: the n most probable tokens in order, raw or processed as
+            `top_logprobs_of` says. -1 beyond those above -inf, or kept.
+        top_logprobs: float32 [batch, n]: their log-probabilities, -inf beyond.
         kept: The tokens that the filters kept, in index order, with kept_set=True: what `filtered_log_probs` takes.
         numbers: int64 [batch, 8], with distribution=True or kept_set=True: the law's integers, equal by `==` everywhere
             (law section 7).
@@ -91,6 +93,7 @@ def sample_full(
     *,
     raw_logprobs: bool = False,
     top_logprobs: int = 0,
+    top_logprobs_of: Literal["raw", "processed"] = "raw",
     distribution: bool = False,
     kept_set: bool = False,
     seed: int | Tensor | None = None,
@@ -114,8 +117,10 @@ def sample_full(
     Args:
         logits, temperature, top_k, top_p, min_p: as for `sample`.
         raw_logprobs: also the tokens' raw log-probabilities and ranks: one more sum over the raw logits.
-        top_logprobs: how many of the largest raw logits to list with their raw log-probabilities. Up to 32 from the
-            same pass; more by a second one that sorts the row.
+        top_logprobs: how many of the most probable tokens to list with their log-probabilities. Up to 32 from the same
+            pass; more by a second one that sorts the row.
+        top_logprobs_of: the distribution that they are of. "raw" sums over the raw logits as `raw_logprobs` does;
+            "processed" is that of the draw, in which filters leave fewer tokens, and nothing more is summed.
         distribution: also entropy, size and mass of the kept set.
         kept_set: also the kept tokens themselves. Their number is known on the device alone, so a GPU synchronises and
             a torch.compile graph breaks.
@@ -145,7 +150,8 @@ def sample_full(
     arguments.check_flag("raw_logprobs", raw_logprobs)
     arguments.check_flag("distribution", distribution)
     arguments.check_flag("kept_set", kept_set)
-    check_errors(errors, device)
+    if errors != "sentinel":
+        check_errors(errors, device)
     if kept_set and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "kept_set: its size is read by the host, which CUDA graph capture cannot; leave it out there"
@@ -154,40 +160,58 @@ def sample_full(
     listed = top_logprobs if type(top_logprobs) is int else arguments.integer_number("top_logprobs", top_logprobs, "")
     if listed < 0:
         raise ValueError(f"top_logprobs: got {listed}; accepted: at least 0")
+    if top_logprobs_of not in ("raw", "processed"):
+        raise ValueError(f"top_logprobs_of: got {describe(top_logprobs_of)}; accepted: 'raw' or 'processed'")
+    of_processed = top_logprobs_of == "processed"
     chosen = ops.compiled if backend == "auto" else select(backend, device)
     rows = logits.unsqueeze(0) if one_row else logits
-    vocab = rows.shape[1]
-    recorded = History() if history is None else check_history(history, batch, vocab, device)
-    named = normalise(adjustments, batch, vocab, device) if adjustments else NOTHING
+    recorded = NO_HISTORY if history is None else check_history(history, batch, rows.shape[1], device)
+    named = normalise(adjustments, batch, rows.shape[1], device) if adjustments else None
     check_sources(seed, offset, stream, generator, device)
     randomness = generated(generator, chosen, device) if seed is None else seeded(seed, offset, stream, batch, device)
 
     shape = (batch,) if num_samples is None else (batch, count)
     tokens = torch.empty(shape, dtype=torch.int64, device=device)
-    logprobs = torch.empty(shape, dtype=torch.float32, device=device)
-    raw = torch.empty(shape, dtype=torch.float32, device=device) if raw_logprobs else None
-    ranks = torch.empty(shape, dtype=torch.int64, device=device) if raw_logprobs else None
-    drawn, drawn_logprobs = tokens.view(batch, count), logprobs.view(batch, count)
-    drawn_raw = None if raw is None else raw.view(batch, count)
-    drawn_ranks = None if ranks is None else ranks.view(batch, count)
-    top_tokens = top_values = None
+    logprobs = torch.empty_like(tokens, dtype=torch.float32)
+    raw = torch.empty_like(logprobs) if raw_logprobs else None
+    ranks = torch.empty_like(tokens) if raw_logprobs else None
+    top_tokens = top_values = numbers = None
     if 0 < listed <= MOST_TOP_LOGPROBS_IN_ONE_PASS:
         top_tokens = torch.empty((batch, listed), dtype=torch.int64, device=device)
-        top_values = torch.empty((batch, listed), dtype=torch.float32, device=device)
-    numbers = torch.empty((batch, NUMBERS), dtype=torch.int64, device=device) if distribution or kept_set else None
+        top_values = torch.empty_like(top_tokens, dtype=torch.float32)
+    second_pass = listed > MOST_TOP_LOGPROBS_IN_ONE_PASS
+    if distribution or kept_set or (second_pass and of_processed):
+        numbers = torch.empty((batch, NUMBERS), dtype=torch.int64, device=device)
     if history is not None and not torch.compiler.is_compiling():
         # As for `out` in `sample`: a backward that saved them is told that they have changed.
         torch.autograd.graph.increment_version(tensor for tensor in recorded if tensor is not None)
-    edits, status = find_edits(chosen, rows, indices, batch, named)
-    details = Details(drawn_logprobs, drawn_raw, drawn_ranks, top_tokens, top_values, numbers)
-    chosen.sample_full(drawn, rows, indices, *filters, *randomness, replacement, *edits, *recorded, *details)
+    edits, status = (NO_EDITS, None) if named is None else find_edits(chosen, rows, indices, batch, named)
+    chosen.sample_full(
+        tokens,
+        rows,
+        indices,
+        *filters,
+        *randomness,
+        replacement,
+        *edits,
+        *recorded,
+        logprobs,
+        raw,
+        ranks,
+        top_tokens,
+        top_values,
+        numbers,
+        of_processed,
+    )
+    first = tokens if num_samples is None else tokens[:, 0]
     if errors == "raise":
-        raise_for_invalid_rows(drawn, rows, indices, filters, status)
-    if listed > MOST_TOP_LOGPROBS_IN_ONE_PASS:
-        top_tokens, top_values = _sorted_top(chosen, rows, indices, drawn, listed)
+        raise_for_invalid_rows(tokens, rows, indices, filters, status)
+    if second_pass:
+        asked = (filters, edits, numbers) if of_processed else (NO_FILTERS, NO_EDITS, None)
+        top_tokens, top_values = sorted_top(chosen, rows, indices, *asked, first, listed)
     kept = _kept(chosen, rows, indices, edits, numbers) if kept_set and numbers is not None else None
-    first = tokens if num_samples is None else drawn[:, 0]
-    output = SampleOutput(tokens, logprobs, raw, ranks, top_tokens, top_values, kept, numbers, status, first)
+    described = numbers if distribution or kept_set else None
+    output = SampleOutput(tokens, logprobs, raw, ranks, top_tokens, top_values, kept, described, status, first)
     if one_row:
         output = SampleOutput._make(values[0] if isinstance(values, Tensor) else values for values in output)
     return output
@@ -218,32 +242,6 @@ def check_history(history: History, batch: int, vocab: int, device: torch.device
     if history.tokens is not None and history.lengths is None:
         raise ValueError("history.tokens: given without history.lengths, which says where a token goes")
     return history
-
-
-def _sorted_top(
-    operators: Ops, logits: Tensor, indices: Tensor | None, tokens: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """The second pass for more than 32 top log-probabilities: a stable sort of the raw logits (law section 2)."""
-    raw = logits
-    exists = torch.ones(tokens.shape[0], dtype=torch.bool, device=logits.device)
-    if indices is not None:
-        exists = (indices >= 0) & (indices < logits.shape[0])
-        raw = (
-            logits[indices.clamp(0, max(logits.shape[0] - 1, 0))]
-            if logits.shape[0]
-            else logits.new_empty((tokens.shape[0], logits.shape[1]))
-        )
-    listed = reference.rank(reference.ordered_key(raw))[:, :count]
-    logprobs = operators.log_probs(raw, listed, *NO_FILTERS)
-    # Not by the log-probabilities: that of a token too far below the maximum is -inf too.
-    listed = torch.where(raw.gather(1, listed) > -torch.inf, listed, -1)
-    missing = count - listed.shape[1]
-    listed = torch.nn.functional.pad(listed, (0, missing), value=-1)
-    logprobs = torch.nn.functional.pad(logprobs, (0, missing), value=-torch.inf)
-    invalid = (~exists | (tokens[:, 0] < 0) | logprobs[:, 0].isnan())[:, None]
-    logprobs = torch.where(invalid, torch.nan, logprobs)
-    listed = torch.where(invalid, -1, listed)
-    return listed, logprobs
 
 
 @torch.compiler.disable(reason="kept_set=True looks at how many tokens were kept")

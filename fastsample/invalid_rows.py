@@ -32,14 +32,15 @@ def raise_for_invalid_rows(
     """Raise a ValueError that names the invalid rows and their reasons; return when there is none. Synchronises a GPU.
 
     Args:
-        tokens: [batch, num_samples], as the operator wrote it. A valid row's first draw is never -1: its largest weight
-            is kept and is at least 1 (law section 3).
+        tokens: [batch] or [batch, num_samples], as the operator wrote it. A valid row's first draw is never -1: its
+            largest weight is kept and is at least 1 (law section 3).
         logits, indices, filters: what the operator was given.
         edit_status: int32 [batch], what `find_edits` says of the rows' adjustments (law section 0), or None.
     """
     if edit_status is not None:
         raise_for_ignored_entries(edit_status)
-    invalid = (tokens[:, 0] < 0).nonzero().flatten()
+    first = tokens if tokens.dim() == 1 else tokens[:, 0]
+    invalid = (first < 0).nonzero().flatten()
     count = invalid.numel()
     if count == 0:
         return

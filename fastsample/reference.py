@@ -441,6 +441,11 @@ def log_probabilities_of(row: Row, tokens: Tensor) -> Tensor:
 # --- whole tensors, block by block
 
 
+def by_draw(tokens: Tensor) -> Tensor:
+    """[batch, num_samples] of that, or of [batch] for one draw a row: a view less for who asks for one."""
+    return tokens.unsqueeze(1) if tokens.dim() == 1 else tokens
+
+
 def blocks(batch: int, elements_per_row: int) -> Iterator[slice]:
     """Slices of rows, so that temporaries stay bounded however large the batch is (one row is never cut)."""
     step = max(1, _BLOCK_ELEMENTS // max(1, elements_per_row))
@@ -477,7 +482,8 @@ def kept_set(logits: Tensor, filters: Filters, probabilities: bool = False) -> T
 def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any) -> None:
     """Draw tokens by the law into `out`.
 
-    out: int64 [batch, num_samples], written; -1 for an invalid row, an index out of range, and once nothing is left.
+    out: int64 [batch, num_samples] or [batch], written; -1 for an invalid row, an index out of range, and once nothing
+    is left.
     logits: [rows, vocab], float32, float16 or bfloat16, any strides; or probabilities, see below.
     indices: int64 [batch], the logits row of each output row, or None for row b = output row b.
     arguments: in schema order the fields of `Filters`, those of `Randomness`, then two bools: `replacement` (False: no
@@ -486,6 +492,7 @@ def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any)
     """
     filters, randomness = Filters(*arguments[:9]), Randomness(*arguments[9:16])
     replacement, probabilities = arguments[16:]
+    out = by_draw(out)
     batch, num_samples = out.shape
     if logits.numel() == 0:
         out.fill_(INVALID_TOKEN)

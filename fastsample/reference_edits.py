@@ -161,14 +161,16 @@ def _edit_rows(value: Tensor, adjustments: Adjustments, batch: int, part: slice)
         place = torch.arange(histories.tokens.shape[1], device=device)
         return _mark(histories.tokens, looked_at[:, None] & (place < histories.length[:, None]), vocab)
 
-    in_prompt, prompt_ignored = marks_of(prompt, look_at_prompt)
-    in_prompt = in_prompt > 0
-    if a.prompt_mask is not None:
-        in_prompt = in_prompt | (look_at_prompt[:, None] & _unpack(a.prompt_mask[part], vocab))
-    count, output_ignored = marks_of(output, look_at_output)
-    if a.output_counts is not None:
-        count = count + look_at_output[:, None] * a.output_counts[part].long().clamp(min=0)
-    ignored = ignored | prompt_ignored | output_ignored
+    if a.prompt_mask is None:
+        listed = marks_of(prompt, look_at_prompt)
+        in_prompt, ignored = listed.marked > 0, ignored | listed.ignored
+    else:
+        in_prompt = look_at_prompt[:, None] & _unpack(a.prompt_mask[part], vocab)
+    if a.output_counts is None:
+        listed = marks_of(output, look_at_output)
+        count, ignored = listed.marked, ignored | listed.ignored
+    else:
+        count = look_at_output[:, None] * a.output_counts[part].long().clamp(min=0)
 
     has_bias, bias = nothing, torch.zeros_like(value)
     if a.bias_tokens is not None and a.bias_values is not None and a.bias_offsets is not None:

@@ -17,13 +17,14 @@ _LN2 = float.fromhex("0x1.62e430p-1")  # float32(0.6931471805599453)
 def sample_full(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any) -> None:
     """`reference.sample` from rows that requests have edited; records the tokens and describes the draws.
 
-    out: int64 [batch, num_samples], written. logits: [rows, vocab]. indices: int64 [batch] or None.
+    out: int64 [batch, num_samples] or [batch], written. logits: [rows, vocab]. indices: int64 [batch] or None.
     arguments: in schema order the fields of `Filters`, those of `Randomness`, the bool `replacement`, the fields of
     `Edits`, of `History` (written) and of `Details` (written). Source: law sections 0 to 4 and 7.
     """
     filters, randomness = Filters(*arguments[:9]), Randomness(*arguments[9:16])
     replacement, edits = arguments[16], Edits(*arguments[17:21])
-    history, details = History(*arguments[21:24]), Details(*arguments[24:30])
+    history, details = History(*arguments[21:24]), Details(*arguments[24:31])
+    out, details = reference.by_draw(out), details.by_draw()
     batch, num_samples = out.shape
     rows, vocab = logits.shape
     if logits.numel() == 0:
@@ -40,9 +41,8 @@ def sample_full(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments:
         row = row._replace(weight=torch.where(exists[:, None], row.weight, 0), valid=row.valid & exists)
         row = row._replace(kept=row.kept & row.valid[:, None])
         out[part] = reference.draw(row.weight, words[part], replacement)
-        _describe(
-            Details(*(None if field is None else field[part] for field in details)), out[part], row, raw, edits, part
-        )
+        of_part = (field[part] if isinstance(field, Tensor) else field for field in details)
+        _describe(Details._make(of_part), out[part], row, raw, edits, part)
     if num_samples > 0:
         record(out[:, 0], history)
 
@@ -65,7 +65,8 @@ def record(token: Tensor, history: History) -> None:
 
 
 def _describe_nothing(details: Details) -> None:
-    for field, nothing in zip(details, (math.nan, math.nan, 0, reference.INVALID_TOKEN, math.nan, 0), strict=True):
+    nothings = (math.nan, math.nan, 0, reference.INVALID_TOKEN, math.nan, 0)
+    for field, nothing in zip(details[:6], nothings, strict=True):
         if field is not None:
             field.fill_(nothing)
     if details.numbers is not None:
@@ -78,7 +79,9 @@ def _describe(details: Details, tokens: Tensor, row: reference.Row, logits: Tens
         details.logprobs.copy_(reference.log_probabilities_of(row, tokens))
     if details.numbers is not None:
         details.numbers.copy_(numbers_of(row, *processed(logits, edits, part)))
-    if details.raw_logprobs is None and details.ranks is None and details.top_tokens is None:
+    if details.top_of_processed:
+        _describe_top(details, row, processed(logits, edits, part)[0])
+    elif details.raw_logprobs is None and details.ranks is None and details.top_tokens is None:
         return
     key, value = reference.load(logits)
     neutral = reference.row_filters(NO_FILTERS, logits.shape[0], logits)
@@ -88,15 +91,22 @@ def _describe(details: Details, tokens: Tensor, row: reference.Row, logits: Tens
         details.raw_logprobs.copy_(reference.log_probabilities_of(raw, tokens))
     if details.ranks is not None:
         details.ranks.copy_(_ranks(key, tokens, raw.valid))
-    if details.top_tokens is not None and details.top_logprobs is not None:
-        n = details.top_tokens.shape[1]
-        listed = reference.rank(key)[:, :n]
-        listed = torch.nn.functional.pad(listed, (0, n - listed.shape[1]))
-        place = torch.arange(n, device=key.device)
-        there = (place < key.shape[1]) & raw.kept.gather(1, listed) & raw.valid[:, None]
-        logprobs = torch.where(there, reference.log_probabilities_of(raw, listed), -math.inf)
-        details.top_tokens.copy_(torch.where(there, listed, reference.INVALID_TOKEN))
-        details.top_logprobs.copy_(torch.where(raw.valid[:, None], logprobs, math.nan))
+    if not details.top_of_processed:
+        _describe_top(details, raw, key)
+
+
+def _describe_top(details: Details, row: reference.Row, key: Tensor) -> None:
+    """Law section 7, `top`: the first kept tokens of rows whose order is `key`."""
+    if details.top_tokens is None or details.top_logprobs is None:
+        return
+    n = details.top_tokens.shape[1]
+    listed = reference.rank(key)[:, :n]
+    listed = torch.nn.functional.pad(listed, (0, n - listed.shape[1]))
+    place = torch.arange(n, device=key.device)
+    there = (place < key.shape[1]) & row.kept.gather(1, listed) & row.valid[:, None]
+    logprobs = torch.where(there, reference.log_probabilities_of(row, listed), -math.inf)
+    details.top_tokens.copy_(torch.where(there, listed, reference.INVALID_TOKEN))
+    details.top_logprobs.copy_(torch.where(row.valid[:, None], logprobs, math.nan))
 
 
 def _ranks(key: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """What a request of a `Sampler` is given, and its checks: numbers and lists of one request, on the host."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, TypedDict
@@ -8,8 +7,9 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from fastsample.adjustments import normalise
-from fastsample.arguments import describe, integer_number, integer_vector, normalise_filters
+from fastsample.adjustments import check_penalty
+from fastsample.arguments import describe, integer_number, normalise_filters
+from fastsample.python_lists import NO_TOKENS, Biases, Words, biases, token_ids, words
 from fastsample.randomness import seeded
 
 # What a `Sampler` can be made without, and by which arguments of a request it is needed.
@@ -22,7 +22,6 @@ FEATURES = {
 }
 
 _HOST = torch.device("cpu")
-NO_TOKENS = torch.empty(0, dtype=torch.int64)
 
 
 class RequestParameters(TypedDict, total=False):
@@ -84,10 +83,10 @@ class Request(NamedTuple):
     frequency_penalty: float = 0.0
     prompt_tokens: Tensor = NO_TOKENS
     output_tokens: Tensor = NO_TOKENS
-    logit_bias: Mapping[int, float] = {}
-    bad_words: Sequence[Sequence[int]] = ()
+    logit_bias: Biases = Biases()
+    bad_words: Words = Words()
     min_tokens: int = 0
-    stop_tokens: Sequence[int] = ()
+    stop_tokens: Tensor = NO_TOKENS
     allowed_tokens: Tensor = NO_TOKENS
     bitmask: Tensor | None = None
 
@@ -101,8 +100,8 @@ class Request(NamedTuple):
         """Which of `FEATURES` it needs."""
         needed = (
             self.penalties != (1.0, 0.0, 0.0),
-            bool(self.logit_bias),
-            bool(self.bad_words),
+            len(self.logit_bias.tokens) > 0,
+            len(self.bad_words.tokens) > 0,
             self.min_tokens > 0,
             self.bitmask is not None or len(self.allowed_tokens) > 0,
         )
@@ -112,8 +111,8 @@ class Request(NamedTuple):
     def list_sizes(self) -> dict[str, int]:
         """How much room each of its lists takes."""
         return {
-            "logit_bias": len(self.logit_bias),
-            "bad_words": sum(map(len, self.bad_words)),
+            "logit_bias": len(self.logit_bias.tokens),
+            "bad_words": len(self.bad_words.tokens),
             "stop_tokens": len(self.stop_tokens),
         }
 
@@ -141,7 +140,7 @@ def _top_k(name: str, value: Any, vocab: int) -> Any:
 
 def _penalty(name: str, value: Any, _: int) -> Any:
     _check_number(name, value)
-    return getattr(normalise({name: value}, 1, 1, _HOST).adjustments, name)  # type: ignore[misc]
+    return check_penalty(name, value, 1, _HOST)[0]
 
 
 def _check_number(name: str, value: Any) -> None:
@@ -162,52 +161,43 @@ def _least(name: str, value: Any, _: int) -> int:
 
 def _ids(name: str, values: Any, vocab: int) -> Tensor:
     """Token ids as int64 [n] on the CPU, a copy; raises unless all are below `vocab`."""
-    ids = _integers(name, values)
+    return _known(name, _tokens(name, values), vocab)
+
+
+def _prompt(name: str, values: Any, vocab: int) -> Tensor:
+    ids = _tokens(name, values)
+    return ids[(ids >= 0) & (ids < vocab)]
+
+
+def _tokens(name: str, values: Any) -> Tensor:
+    if isinstance(values, Tensor) and not values.is_cpu:
+        raise ValueError(f"{name}: got a tensor on {values.device}; accepted: on the CPU (to copy it would wait)")
+    return token_ids(name, values)
+
+
+def _known(name: str, ids: Tensor, vocab: int) -> Tensor:
     outside = ids[(ids < 0) | (ids >= vocab)]
     if len(outside) > 0:
         raise ValueError(f"{name}: got the token {int(outside[0])}; accepted: ids from 0 to {vocab - 1}")
     return ids
 
 
-def _prompt(name: str, values: Any, vocab: int) -> Tensor:
-    ids = _integers(name, values)
-    return ids[(ids >= 0) & (ids < vocab)]
+def _bias(name: str, values: Any, vocab: int) -> Biases:
+    found = biases(name, values)
+    _known(name, found.tokens, vocab)
+    if found.values.isnan().any():
+        token = int(found.tokens[found.values.isnan()][0])
+        raise ValueError(f"{name}[{token}]: got nan; accepted: a number, which may be -inf")
+    return found
 
 
-def _integers(name: str, values: Any) -> Tensor:
-    if not isinstance(values, Tensor):
-        try:
-            values = torch.as_tensor(values)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"{name}: got {describe(values)}; accepted: a sequence of token ids") from None
-        if values.numel() == 0:  # a list without a number is a tensor of floats
-            return NO_TOKENS
-    return integer_vector(name, values, None, _HOST).clone()
-
-
-def _list(name: str, values: Any, vocab: int) -> list[int]:
-    return _ids(name, values, vocab).tolist()
-
-
-def _bias(name: str, values: Any, vocab: int) -> dict[int, float]:
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{name}: got {describe(values)}; accepted: a mapping of token id to number")
-    for token, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
-            raise ValueError(
-                f"{name}: got {describe(value)} for the token {token}; accepted: a number, which may be -inf"
-            )
-    tokens = _list(name, list(values), vocab)
-    return dict(zip(tokens, map(float, values.values()), strict=True))
-
-
-def _words(name: str, values: Any, vocab: int) -> list[list[int]]:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"{name}: got {describe(values)}; accepted: a sequence of words, each a sequence of token ids")
-    words = [_list(name, word, vocab) for word in values]
-    if not all(words):
-        raise ValueError(f"{name}: got an empty word; accepted: words of at least one token")
-    return words
+def _words(name: str, values: Any, vocab: int) -> Words:
+    found = words(name, values)
+    _known(name, found.tokens, vocab)
+    if not found.lengths.all():
+        empty = int((found.lengths == 0).nonzero()[0])
+        raise ValueError(f"{name}[{empty}]: got an empty word; accepted: words of at least one token")
+    return found
 
 
 def _bitmask(name: str, mask: Any, vocab: int) -> Tensor | None:
@@ -236,7 +226,7 @@ _CHECKS: dict[str, Callable[[str, Any, int], Any]] = {
     "logit_bias": _bias,
     "bad_words": _words,
     "min_tokens": _least,
-    "stop_tokens": _list,
+    "stop_tokens": _ids,
     "allowed_tokens": _ids,
     "bitmask": _bitmask,
 }

@@ -1,13 +1,13 @@
 """The tensors of a `Sampler`: what its requests are given and have drawn, as operators take it."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from fastsample.adjustments import BadWords, LogitBias, LogitsAdjustments, TokenLists, pack_bitmask
 from fastsample.arguments import History
+from fastsample.python_lists import NO_TOKENS, Biases
 from fastsample.request import Request
 from fastsample.slots import PackedLists, SlotCounts, SlotRows
 
@@ -39,10 +39,13 @@ class RequestTensors:
             self._parts.append(part)
             return part
 
-        def lists(pack: Callable[..., tuple[Any, ...]], *sizes: tuple[int, torch.dtype]) -> PackedLists:
-            part = PackedLists(pack, slots, (*sizes, (slots + 1, torch.int64)), device)
+        def lists(empty: Tensor, size: int, *, sums: bool = False) -> PackedLists:
+            part = PackedLists([empty] * slots, size, device, sums=sums)
             self._parts.append(part)
             return part
+
+        def offsets() -> PackedLists:
+            return lists(torch.zeros(1, dtype=int64), slots + 1, sums=True)
 
         words, int64 = (vocab + 31) // 32, torch.int64
         self._floats = rows(len(_FLOATS), torch.float32)
@@ -51,18 +54,21 @@ class RequestTensors:
         self._logits_rows = rows(1, int64, empty=-1)
         self._prompts = rows(words, torch.int32) if "penalties" in features else None
         self._masks = rows(words, torch.int32, empty=-1) if "bitmask" in features else None
-        # Operators add up a list of the output and its counts (law section 0), so there is but one of them.
         self._outputs = rows(max_tokens, int64) if "bad_words" in features else None
         self._counts: SlotCounts | None = None
-        if "penalties" in features and self._outputs is None:
+        if "penalties" in features:
             self._counts = SlotCounts(slots, vocab, device)
             self._parts.append(self._counts)
-        entries = (list_capacity, int64)
-        values = (list_capacity, torch.float32)
-        ends = (list_capacity + 1, int64)
-        self._bias = lists(LogitBias.of, entries, values) if "logit_bias" in features else None
-        self._words = lists(BadWords.of, entries, ends) if "bad_words" in features else None
-        self._stops = lists(TokenLists.of, entries) if "min_tokens" in features else None
+        # The fields of `Request` that are lists, each as the tensors of what operators take.
+        self._lists: dict[str, tuple[PackedLists, ...]] = {}
+        if "logit_bias" in features:
+            entries, values = lists(NO_TOKENS, list_capacity), lists(Biases().values, list_capacity)
+            self._lists["logit_bias"] = entries, values, offsets()
+        if "bad_words" in features:
+            entries, ends = lists(NO_TOKENS, list_capacity), lists(NO_TOKENS, list_capacity + 1, sums=True)
+            self._lists["bad_words"] = entries, ends, offsets()
+        if "min_tokens" in features:
+            self._lists["stop_tokens"] = lists(NO_TOKENS, list_capacity), offsets()
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -104,18 +110,15 @@ class RequestTensors:
                 given["prompt_mask"] = self._prompts.tensor
             if self._counts is not None:
                 given["output_counts"] = self._counts.tensor
-        if "logit_bias" in features and self._bias is not None:
-            tokens, values, offsets = self._bias.tensors
-            given["logit_bias"] = LogitBias(tokens, values, offsets)
-        if "bad_words" in features and self._words is not None:
-            tokens, word_offsets, offsets = self._words.tensors
-            given["bad_words"] = BadWords(tokens, word_offsets, offsets)
-        if "min_tokens" in features and self._stops is not None:
-            given["min_tokens"] = self.parameter("min_tokens")
-            given["stop_tokens"] = TokenLists(*self._stops.tensors)
-            given["output_lengths"] = self.lengths
-        if self._outputs is not None and not features.isdisjoint(("penalties", "bad_words")):
+        if "logit_bias" in features:
+            given["logit_bias"] = LogitBias(*self._packed("logit_bias"))
+        if "bad_words" in features and self._outputs is not None:
+            given["bad_words"] = BadWords(*self._packed("bad_words"))
             given["output_tokens"] = self._outputs.tensor
+            given["output_lengths"] = self.lengths
+        if "min_tokens" in features:
+            given["min_tokens"] = self.parameter("min_tokens")
+            given["stop_tokens"] = TokenLists(*self._packed("stop_tokens"))
             given["output_lengths"] = self.lengths
         if "bitmask" in features and self._masks is not None:
             given["bitmask"] = self._masks.tensor
@@ -131,16 +134,11 @@ class RequestTensors:
         if "output_tokens" in fields:
             self._put_output(slot, request.output_tokens)
         if "prompt_tokens" in fields and self._prompts is not None:
-            self._prompts.put(slot, self._packed(request.prompt_tokens))
+            self._prompts.put(slot, self._bits(request.prompt_tokens))
         if not fields.isdisjoint(("allowed_tokens", "bitmask")) and self._masks is not None:
             self._masks.put(slot, self._mask(request))
-        for lists, entries in (
-            (self._bias, request.logit_bias),
-            (self._words, request.bad_words),
-            (self._stops, request.stop_tokens),
-        ):
-            if lists is not None:
-                lists.put(slot, entries)
+        for name in fields & self._lists.keys():
+            self._put_lists(slot, name, request)
 
     def begin(self, slot: int) -> None:
         """Let a slot draw."""
@@ -149,13 +147,24 @@ class RequestTensors:
     def end(self, slot: int) -> None:
         """Let a slot draw no more, and make room in the lists."""
         self._logits_rows.put(slot, None)
-        for lists in (self._bias, self._words, self._stops):
-            if lists is not None:
-                lists.put(slot, None)
+        for name in self._lists:
+            self._put_lists(slot, name, Request())
 
     def flush(self) -> int:
         """Bring the tensors up to date; returns the number of elements copied."""
         return sum(part.flush() for part in self._parts)
+
+    def _packed(self, name: str) -> tuple[Tensor, ...]:
+        """The tensors of a field that is a list."""
+        return tuple(part.tensor for part in self._lists[name])
+
+    def _put_lists(self, slot: int, name: str, request: Request) -> None:
+        """Let a slot hold what `request` has in a field that is a list."""
+        held = getattr(request, name)
+        tensors = held if isinstance(held, tuple) else (held,)
+        # The last of them has an entry for each that an operator counts: a token, or a word.
+        for part, entries in zip(self._lists[name], (*tensors, torch.tensor([len(tensors[-1])])), strict=True):
+            part.put(slot, entries)
 
     def _put_output(self, slot: int, tokens: Tensor) -> None:
         self._lengths.put(slot, [len(tokens)])
@@ -165,12 +174,12 @@ class RequestTensors:
             self._counts.put(slot, tokens)
 
     def _mask(self, request: Request) -> Tensor | None:
-        listed = self._packed(request.allowed_tokens)
+        listed = self._bits(request.allowed_tokens)
         if listed is None or request.bitmask is None:
             return request.bitmask if listed is None else listed
         return listed & request.bitmask
 
-    def _packed(self, tokens: Tensor) -> Tensor | None:
+    def _bits(self, tokens: Tensor) -> Tensor | None:
         """The bitmask of a list, or None of an empty one."""
         if len(tokens) == 0:
             return None

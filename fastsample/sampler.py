@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from fastsample.adjustments import check_bitmask
 from fastsample.arguments import MAX_VOCAB, ORDERS, check_logits, describe, integer_number, integer_vector
 from fastsample.backends import select
 from fastsample.full_sampling import SampleOutput, sample_full
-from fastsample.request import FEATURES, NO_TOKENS, Request, RequestParameters, check_parameters
+from fastsample.python_lists import NO_TOKENS, entries
+from fastsample.request import FEATURES, Request, RequestParameters, check_parameters
 from fastsample.request_tensors import RequestTensors
 
 
@@ -36,13 +38,13 @@ class Sampler:
     Args:
         slots: how many requests there can be at once, at least 1.
         vocab: the columns of the logits, 1 to 2^22.
-        max_tokens: the longest output. Only bad words, and penalties where there may be bad words too, see less than
-            all of a longer one, and flag it in the `status` of `step_full`.
+        max_tokens: the longest output of which bad words see all. A longer one goes on; they see its beginning, and
+            while any request has bad words its row is flagged in the `status` of `step_full`.
         device: where the logits are.
         features: what requests may use besides temperature, filters and seed: of "penalties", "logit_bias",
-            "bad_words", "min_tokens" and "bitmask" (which `allowed_tokens` takes too). Each slot has vocab / 8 bytes
-            for a prompt with "penalties" and as many for a "bitmask", and for its output 8 * max_tokens bytes with
-            "bad_words", else 4 * vocab with "penalties".
+            "bad_words", "min_tokens" and "bitmask" (which `allowed_tokens` takes too). Each slot has, with "penalties",
+            4 * vocab bytes to count its output and vocab / 8 for its prompt; with "bad_words" 8 * max_tokens for its
+            output; with "bitmask" vocab / 8.
         list_capacity: how many entries the `logit_bias` of all requests may have together; likewise their
             `stop_tokens`, and the tokens in their `bad_words`.
         order, backend: as for `fastsample.sample`, for all requests.
@@ -62,7 +64,7 @@ class Sampler:
         *,
         max_tokens: int,
         device: torch.device | str = "cpu",
-        features: Iterable[str] = FEATURES,
+        features: Iterable[str] = tuple(FEATURES),
         list_capacity: int = 4096,
         order: Literal["top_k_first", "min_p_first", "joint"] = "top_k_first",
         backend: str = "auto",
@@ -71,7 +73,7 @@ class Sampler:
         self.vocab = _size("vocab", vocab, MAX_VOCAB)
         self.max_tokens = _size("max_tokens", max_tokens)
         self.list_capacity = _size("list_capacity", list_capacity)
-        self.features = frozenset(features)
+        self.features = frozenset(entries("features", features, f"a list, of {', '.join(map(repr, FEATURES))}"))
         if not self.features <= set(FEATURES):
             raise ValueError(f"features: got {sorted(self.features)}; accepted: of {', '.join(map(repr, FEATURES))}")
         if order not in ORDERS:
@@ -84,6 +86,7 @@ class Sampler:
         self._requests: dict[int, Request] = {}
         self._free = list(range(self.slots))  # a heap: low slots first, so that changes lie side by side
         self._users: Counter[str] = Counter()  # how many requests use each feature
+        self._entries: Counter[str] = Counter()  # how much room the lists of all requests take, by argument
         with torch.inference_mode(False):  # what is made in inference mode cannot be written outside of it
             self._tensors = RequestTensors(
                 self.slots, self.vocab, self.features, self.max_tokens, self.list_capacity, self.device
@@ -125,13 +128,15 @@ class Sampler:
         Args:
             slot: the request's.
             parameters: as for `add`; `output_tokens` replace what it has drawn so far, and with it the offset. A
-                `bitmask` holds until the next one.
+                `bitmask` holds until the next one; those of all slots for one step are an argument of `step`.
         """
         self._write(slot, self._request(slot), parameters, parameters.keys())
 
     def remove(self, slot: int) -> None:
         """Let a request go; its slot is free. `add` with its `output_tokens` resumes it, in whichever slot."""
-        self._users.subtract(self._request(slot).features)
+        request = self._request(slot)
+        self._users.subtract(request.features)
+        self._entries.subtract(request.list_sizes)
         del self._requests[slot]
         heapq.heappush(self._free, slot)
         self._tensors.end(slot)
@@ -149,23 +154,28 @@ class Sampler:
             raise RuntimeError("flush: called during CUDA graph capture; call it before each replay instead")
         return self._tensors.flush()
 
-    def step(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
+    def step(self, logits: Tensor, rows: Tensor | None = None, bitmask: Tensor | None = None) -> Tensor:
         """Draw the next token of each request that has logits, and record it.
 
         Args:
             logits: [slots, vocab], of which slot s has row s; or with `rows` any [n, vocab]. Else as for `sample`.
             rows: integer tensor [slots] on the device, the row of logits of each slot; outside [0, n) for none.
+            bitmask: int32 [slots, at least ceil(vocab / 32)] on the device, what each slot may draw in this step, as
+                xgrammar and llguidance fill it for a batch: bit i % 32 of word i / 32 allows token i, and a slot
+                without a grammar has all bits set. What a request has itself (`allowed_tokens`, `bitmask`) holds too.
+                It needs no feature; a captured step reads it in place.
 
         Returns:
             int64 [slots]: -1 where there is no request or no row, and where the row is invalid (see
             `fastsample.sample`). None of these advances its request.
         """
-        return self.step_full(logits, rows).tokens
+        return self.step_full(logits, rows, bitmask).tokens
 
     def step_full(
         self,
         logits: Tensor,
         rows: Tensor | None = None,
+        bitmask: Tensor | None = None,
         *,
         raw_logprobs: bool = False,
         top_logprobs: int = 0,
@@ -175,7 +185,7 @@ class Sampler:
         """Like `step`; says of the draws what `fastsample.sample_full` does, with batch = slots.
 
         Args:
-            logits, rows: as for `step`.
+            logits, rows, bitmask: as for `step`.
             raw_logprobs, top_logprobs, distribution, kept_set: as for `fastsample.sample_full`.
         """
         check_logits(logits)
@@ -189,6 +199,7 @@ class Sampler:
             raise ValueError(
                 f"logits: got {describe(logits)}; accepted: {self.slots} rows, one a slot, or any number with `rows`"
             )
+        of_step = check_bitmask("bitmask", bitmask, self.slots, self.vocab, self.device)
         features = self.features
         if not self._is_capturing():
             features = frozenset(feature for feature, users in self._users.items() if users > 0)
@@ -196,6 +207,10 @@ class Sampler:
         indices = self._tensors.logits_rows
         if rows is not None:
             indices = torch.where(indices < 0, indices, rows)
+        adjustments = self._tensors.adjustments(features)
+        if of_step is not None:
+            own = adjustments.get("bitmask")
+            adjustments["bitmask"] = of_step if own is None else of_step[:, : own.shape[1]] & own
         return sample_full(
             logits,
             self._tensors.parameter("temperature"),
@@ -212,7 +227,7 @@ class Sampler:
             indices=indices,
             backend=self._backend,
             history=self._tensors.history,
-            **self._tensors.adjustments(features),
+            **adjustments,
         )
 
     def _is_capturing(self) -> bool:
@@ -228,7 +243,7 @@ class Sampler:
         """Check what is given of a request, and put the fields `changed` where the next flush finds them."""
         try:
             after = before._replace(**check_parameters(given, self.vocab))
-            self._check_fits(slot, after, changed)
+            self._check_fits(before, after, changed)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} (slot {slot})") from None
         self._tensors.put(slot, after, changed)
@@ -236,24 +251,24 @@ class Sampler:
             # They can be long, and are on the device from now on.
             after = after._replace(prompt_tokens=NO_TOKENS, output_tokens=NO_TOKENS)
         self._requests[slot] = after
-        needed, needed_before = after.features, before.features
-        if needed != needed_before:
-            self._users.subtract(needed_before)
-            self._users.update(needed)
+        self._users.subtract(before.features)
+        self._users.update(after.features)
+        self._entries.subtract(before.list_sizes)
+        self._entries.update(after.list_sizes)
 
-    def _check_fits(self, slot: int, request: Request, changed: Collection[str]) -> None:
+    def _check_fits(self, before: Request, request: Request, changed: Collection[str]) -> None:
         """Raise unless there is what the request needs, and room for its lists."""
         for feature in request.features - self.features:
             raise ValueError(
                 f"{' or '.join(FEATURES[feature])}: the Sampler was made with features={sorted(self.features)}; "
                 f"accepted: with {feature!r} among them"
             )
-        if request.min_tokens > 0 and not request.stop_tokens:
+        if request.min_tokens > 0 and len(request.stop_tokens) == 0:
             raise ValueError(f"min_tokens: got {request.min_tokens} without stop_tokens, the tokens it bans")
         for name, size in request.list_sizes.items():
             if size == 0 or name not in changed:
                 continue
-            others = sum(other.list_sizes[name] for at, other in self._requests.items() if at != slot)
+            others = self._entries[name] - before.list_sizes[name]
             if size + others > self.list_capacity:
                 raise ValueError(
                     f"{name}: got {size} entries, with {others} of other requests; accepted: at most list_capacity = "

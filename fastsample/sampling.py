@@ -8,7 +8,7 @@ from typing_extensions import Unpack
 
 from fastsample import arguments, ops
 from fastsample.adjustments import LogitsAdjustments, find_edits, normalise
-from fastsample.arguments import Details, History
+from fastsample.arguments import NO_DETAILS, NO_HISTORY
 from fastsample.backends import select
 from fastsample.invalid_rows import check_errors, raise_for_invalid_rows
 from fastsample.randomness import check_sources, generated, seeded
@@ -118,12 +118,12 @@ def sample(
         # The operator has no autograd kernel that would do it; a caller who saved `out` for a backward is told so.
         torch.autograd.graph.increment_version(out)
     rows = logits.unsqueeze(0) if one_row else logits
-    tokens = out if len(shape) == 2 else out.view(batch, num_samples or 1)
+    tokens = out.unsqueeze(0) if one_row else out
     status = None
     if adjustments:
         named = normalise(adjustments, batch, rows.shape[1], device)
         edits, status = find_edits(chosen, rows, indices, batch, named)
-        chosen.sample_full(tokens, rows, indices, *filters, *randomness, replacement, *edits, *History(), *Details())
+        chosen.sample_full(tokens, rows, indices, *filters, *randomness, replacement, *edits, *NO_HISTORY, *NO_DETAILS)
     else:
         chosen.sample(tokens, rows, indices, *filters, *randomness, replacement, False)
     if errors == "raise":

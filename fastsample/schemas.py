@@ -32,7 +32,7 @@ EDITS = "Tensor? allowed, Tensor? edit_bits, Tensor? edits_before, Tensor? edit_
 HISTORY = "Tensor(b!)? history, Tensor(c!)? history_lengths, Tensor(d!)? counts"
 DETAILS = (
     "Tensor(e!)? logprobs, Tensor(f!)? raw_logprobs, Tensor(g!)? ranks, Tensor(h!)? top_tokens, "
-    "Tensor(i!)? top_logprobs, Tensor(j!)? numbers"
+    "Tensor(i!)? top_logprobs, Tensor(j!)? numbers, bool top_of_processed"
 )
 
 

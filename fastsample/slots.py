@@ -5,9 +5,8 @@ does not wait for it: it is made from pinned memory that torch hands out anew on
 values may change again at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,46 +98,56 @@ class SlotCounts:
 
 
 class PackedLists:
-    """The 1-D tensors that hold a list of each slot, one after another.
+    """A 1-D tensor that holds a list of each slot, one after another; or their running sums, after a 0.
 
     An operator finds a row's entries between two neighbouring offsets, so there are no gaps, and what follows a list
-    that grows has to move: all are packed anew on the host, and of each tensor the part that differs is copied.
+    that grows has to move. Of what has moved, what differs from what was there is copied.
     """
 
-    def __init__(
-        self,
-        pack: Callable[[list[Any]], tuple[Any, ...]],
-        slots: int,
-        sizes: Sequence[tuple[int, torch.dtype]],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, lists: Sequence[Tensor], size: int, device: torch.device, *, sums: bool = False) -> None:
         """
-        pack: makes tensors of one list, or None, a slot. slots: how many. sizes: the length that each tensor may reach
-        and its dtype; all zeros have to be what is packed of lists without entries.
+        lists: what each slot holds at first; all of its entries are 0. size: the length that the tensor may reach.
+        sums: whether it holds the running sums, which begin with a 0.
         """
-        self.tensors = tuple(torch.zeros(size, dtype=dtype, device=device) for size, dtype in sizes)
-        self._held = [torch.zeros(size, dtype=dtype) for size, dtype in sizes]
-        self._pack = pack
-        self._lists: list[Any] = [None] * slots
-        self._changed = False
+        self.tensor = torch.zeros(size, dtype=lists[0].dtype, device=device)
+        self._held = torch.zeros(size, dtype=lists[0].dtype)  # what the tensor holds
+        self._lists = list(lists)
+        self._lengths = [len(entries) for entries in lists]
+        self._sums = sums
+        self._changed: set[int] = set()
+        self._grown = 0  # by how many entries, in all of what has changed
 
-    def put(self, slot: int, entries: Any) -> None:
-        """Replace a slot's list; `entries` is what `pack` takes, and nothing where it is empty."""
-        entries = entries or None
-        self._changed |= entries != self._lists[slot]
-        self._lists[slot] = entries
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.tensor,)
+
+    def put(self, slot: int, entries: Tensor) -> None:
+        """Replace a slot's list."""
+        length = len(entries)
+        if length == self._lengths[slot] == 0:
+            return
+        self._grown += length - self._lengths[slot]
+        self._lists[slot], self._lengths[slot] = entries, length
+        self._changed.add(slot)
 
     def flush(self) -> int:
-        """Bring the tensors up to date; returns the number of elements copied."""
+        """Bring the tensor up to date; returns the number of elements copied."""
         if not self._changed:
             return 0
+        first, last = min(self._changed), max(self._changed)
+        moved = self._sums or self._grown != 0
+        packed = torch.cat(self._lists[first : None if moved else last + 1])
+        begin = sum(self._lengths[:first])
+        if self._sums:
+            packed = self._held[begin] + packed.cumsum(0)
+            begin += 1
+        held = self._held[begin : begin + len(packed)]
+        differ = (held != packed).nonzero()
         copied = 0
-        # Not strict: what BadWords says last is no tensor.
-        for tensor, held, packed in zip(self.tensors, self._held, self._pack(self._lists), strict=False):
-            differ = (held[: len(packed)] != packed).nonzero()
-            if len(differ) > 0:
-                changed = slice(int(differ[0]), int(differ[-1]) + 1)
-                held[changed] = packed[changed]
-                copied += copy(tensor[changed], packed[changed])
-        self._changed = False
+        if len(differ) > 0:
+            part = slice(int(differ[0]), int(differ[-1]) + 1)
+            held[part] = packed[part]
+            copied = copy(self.tensor[begin : begin + len(packed)][part], packed[part])
+        self._changed.clear()
+        self._grown = 0
         return copied

@@ -246,7 +246,7 @@ _DETAILS = (torch.float32, torch.float32, torch.int64, torch.int64, torch.float3
 
 def sample_full_call(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any) -> list[float]:
     """What the operator `sample_full` is called with, for the kernels."""
-    details = Details(*arguments[24:30])
+    details = Details(*arguments[24:31])
     return _flat(
         _batch(logits),
         _vector(indices, torch.int64),
@@ -256,7 +256,8 @@ def sample_full_call(out: Tensor, logits: Tensor, indices: Tensor | None, *argum
         _tokens(out),
         _edits(Edits(*arguments[17:21]), logits.shape[1]),
         _history(History(*arguments[21:24])),
-        [_rows_of(field, dtype) for field, dtype in zip(details, _DETAILS, strict=True)],
+        [_rows_of(field, dtype) for field, dtype in zip(details[:6], _DETAILS, strict=True)],
+        details.top_of_processed,
     )
 
 

@@ -37,8 +37,8 @@ def normal_rows(rows: int, vocab: int, dtype: torch.dtype, before: int = 0) -> T
     return buffer.to(dtype)[before:].view(rows, vocab)
 
 
-def everything_at_once(rows: int, vocab: int) -> Adjustments:
-    """Every kind of adjustment, each token in several of them."""
+def everything_at_once(rows: int, vocab: int, by_token: bool = True) -> Adjustments:
+    """Every kind of adjustment, each token in several of them; histories `by_token` too, or by their lists alone."""
     random = torch.Generator().manual_seed(rows * vocab)
 
     def ids(*shape: int) -> Tensor:
@@ -50,6 +50,8 @@ def everything_at_once(rows: int, vocab: int) -> Adjustments:
     biased = ids(rows * 6).repeat(20)
     words = torch.stack((outputs[:, -2], outputs[:, -1], ids(rows)), 1).flatten()
     by_row = torch.arange(rows + 1)
+    mask = torch.randint(-(2**31), 2**31, (rows, (vocab + 31) // 32), generator=random, dtype=torch.int32) & 0x01000401
+    counts = (torch.rand(rows, vocab, generator=random) < 0.01).int() * 3
     return Adjustments(
         repetition_penalty=1.3,
         presence_penalty_rows=torch.linspace(-0.5, 0.5, rows),
@@ -57,9 +59,8 @@ def everything_at_once(rows: int, vocab: int) -> Adjustments:
         prompt_tokens=prompts,
         prompt_lengths=torch.arange(rows) * 7 + 150,
         output_tokens=outputs,
-        prompt_mask=torch.randint(-(2**31), 2**31, (rows, (vocab + 31) // 32), generator=random, dtype=torch.int32)
-        & 0x01000401,
-        output_counts=(torch.rand(rows, vocab, generator=random) < 0.01).int() * 3,
+        prompt_mask=mask if by_token else None,
+        output_counts=counts if by_token else None,
         bias_tokens=biased,
         bias_values=torch.randn(biased.shape[0], generator=random),
         bias_offsets=by_row * (biased.shape[0] // rows),
@@ -78,13 +79,18 @@ def everything_at_once(rows: int, vocab: int) -> Adjustments:
 
 
 def full_call(
-    logits: Tensor, filters: Filters, adjustments: Adjustments, num_samples: int = 1, replacement: bool = True
+    logits: Tensor,
+    filters: Filters,
+    adjustments: Adjustments,
+    num_samples: int = 1,
+    replacement: bool = True,
+    top_of_processed: bool = False,
 ) -> FullCall:
     """A call that is asked for everything."""
     rows, vocab = logits.shape
     history = History(torch.full((rows, 3), -5), torch.arange(rows), torch.zeros((rows, vocab), dtype=torch.int32))
     request = RequestCall(logits, None, rows, adjustments)
-    return FullCall(request, filters, SEEDED, num_samples, replacement, history, EVERYTHING, 20)
+    return FullCall(request, filters, SEEDED, num_samples, replacement, history, EVERYTHING, top_of_processed, 20)
 
 
 def larger_calls(vocab: int) -> Iterator[FullCall]:
@@ -92,11 +98,14 @@ def larger_calls(vocab: int) -> Iterator[FullCall]:
     for number, filters in enumerate(FILTERS.values()):
         dtype = (torch.float32, torch.bfloat16, torch.float16)[number % 3]
         logits = normal_rows(2, vocab, dtype, before=number)
-        yield full_call(logits, filters, everything_at_once(2, vocab))
-        yield full_call(logits, filters, Adjustments(), num_samples=3, replacement=number % 2 == 0)
+        odd = number % 2 == 1
+        yield full_call(logits, filters, everything_at_once(2, vocab, by_token=not odd), top_of_processed=odd)
+        yield full_call(logits, filters, Adjustments(), num_samples=3, replacement=not odd, top_of_processed=not odd)
     tied = (normal_rows(2, vocab, torch.float32) > 0).float()  # more equal tokens than a list holds
     tied[1, vocab // 3] = -math.inf
-    yield full_call(tied, FILTERS["p .9"], Adjustments(allowed=everything_at_once(2, vocab).allowed), 2, False)
+    some = Adjustments(allowed=everything_at_once(2, vocab).allowed)
+    yield full_call(tied, FILTERS["p .9"], some, num_samples=2, replacement=False, top_of_processed=True)
+    yield full_call(tied, FILTERS["p .9"], some)
     unknown = normal_rows(2, vocab, torch.float32)
     unknown[0, 5], unknown[1, 6] = math.nan, math.inf
     yield full_call(unknown, FILTERS["plain"], Adjustments())

@@ -3,6 +3,7 @@ float32 scalars. It imports neither torch nor fastsample, as tests/law_oracle.py
 section 7 adds to those is below.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -122,17 +123,14 @@ def edit(row: RowRequest) -> RowEdits:
 
     in_prompt: set[int] = set()
     counts: dict[int, int] = {}
-    if repeats:
-        in_prompt |= {token for token in prompt if flags.known(token, vocab)}
-        if row.prompt_mask is not None:
-            in_prompt |= {token for token in range(vocab) if has_bit(row.prompt_mask, token)}
-    if penalises:
-        for token in output:
-            if flags.known(token, vocab):
-                counts[token] = counts.get(token, 0) + 1
-        for token, count in enumerate(row.output_counts or ()):
-            if count > 0:
-                counts[token] = counts.get(token, 0) + count
+    if repeats and row.prompt_mask is not None:
+        in_prompt = {token for token in range(vocab) if has_bit(row.prompt_mask, token)}
+    elif repeats:
+        in_prompt = {token for token in prompt if flags.known(token, vocab)}
+    if penalises and row.output_counts is not None:
+        counts = {token: count for token, count in enumerate(row.output_counts) if count > 0}
+    elif penalises:
+        counts = dict(Counter(token for token in output if flags.known(token, vocab)))
 
     bias: dict[int, np.float32] = {}
     if row.bias is not None:

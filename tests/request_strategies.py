@@ -52,6 +52,7 @@ class FullCall(NamedTuple):
     replacement: bool
     history: History  # copied for each run
     details: tuple[bool, ...]  # which of `Details` are asked for, top tokens and their log-probabilities as one
+    top_of_processed: bool
     top: int
 
     def __repr__(self) -> str:
@@ -247,7 +248,9 @@ def full_calls(
     details = tuple(draw(st.booleans()) for _ in range(5))
     num_samples = draw(st.sampled_from((1, 1, 1, 2, 5, 33)))
     top = draw(st.sampled_from((1, 2, 5, 20, 32)))
-    return FullCall(request, filters, randomness, num_samples, draw(st.booleans()), history, details, top)
+    return FullCall(
+        request, filters, randomness, num_samples, draw(st.booleans()), history, details, draw(st.booleans()), top
+    )
 
 
 # --- the same for the oracle, and for the public functions
@@ -314,8 +317,9 @@ def row_request(call: RequestCall, row: int) -> oracle.RowRequest | None:
     )
 
 
-def public_arguments(a: Adjustments) -> dict[str, Any]:
+def public_arguments(call: RequestCall) -> dict[str, Any]:
     """Adjustments as a user would write them; penalties and min_tokens as numbers where they are."""
+    a = call.adjustments
     given: dict[str, Any] = {}
     for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
         tensor = getattr(a, f"{name}_rows")
@@ -323,6 +327,8 @@ def public_arguments(a: Adjustments) -> dict[str, Any]:
     for name in ("prompt_tokens", "prompt_lengths", "output_tokens", "output_lengths", "prompt_mask", "output_counts"):
         if getattr(a, name) is not None:
             given[name] = getattr(a, name)
+    if a.output_tokens is None and a.output_counts is None:  # which penalties insist on
+        given["output_counts"] = torch.zeros((call.rows, call.logits.shape[1]), dtype=torch.int32)
     if a.bias_tokens is not None and a.bias_values is not None and a.bias_offsets is not None:
         given["logit_bias"] = LogitBias(a.bias_tokens, a.bias_values, a.bias_offsets)
     if a.bad_words is not None and a.bad_word_offsets is not None and a.bad_word_rows is not None:

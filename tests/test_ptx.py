@@ -85,7 +85,7 @@ def check_full(point: Point) -> Counts:
             True,
             *call.edits,
             *History(),
-            *Details(**room),
+            *Details(**room, top_of_processed=call.top_of_processed),
         )
     assert tokens.tolist() == expected_tokens.tolist()
     for name, found in said.items():

@@ -5,6 +5,7 @@ work; errors="raise" names the rows that adjustments spoil.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -51,6 +52,11 @@ BAD_ADJUSTMENTS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"frequency_penalty": NAN}, ValueError, ["frequency_penalty", "nan", "finite"]),
     ({"frequency_penalty": False}, TypeError, ["frequency_penalty", "False"]),
     ({"frequency_penalty": torch.ones(BATCH, 1)}, ValueError, ["frequency_penalty", "[3, 1]"]),
+    ({"repetition_penalty": 1.2}, ValueError, ["repetition_penalty", "1.2", "prompt_tokens", "output_counts", "empty"]),
+    ({"repetition_penalty": REALS}, ValueError, ["repetition_penalty", "[3]", "prompt_mask", "output_tokens"]),
+    ({"presence_penalty": 0.5}, ValueError, ["presence_penalty", "0.5", "output_tokens or output_counts"]),
+    ({"presence_penalty": 0.5, "prompt_tokens": IDS}, ValueError, ["presence_penalty", "without output_tokens"]),
+    ({"frequency_penalty": REALS[0], "prompt_mask": MASK}, ValueError, ["frequency_penalty", "output_counts"]),
     ({"prompt_tokens": [[1], [2], [3]]}, TypeError, ["prompt_tokens", "list", "integer tensor"]),
     ({"prompt_tokens": IDS.float()}, TypeError, ["prompt_tokens", "torch.float32"]),
     ({"prompt_tokens": IDS.bool()}, TypeError, ["prompt_tokens", "torch.bool"]),
@@ -117,12 +123,36 @@ BAD_WISHES: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"top_logprobs": -1}, ValueError, ["top_logprobs", "-1", "at least 0"]),
     ({"top_logprobs": 2.0}, TypeError, ["top_logprobs", "2.0"]),
     ({"top_logprobs": torch.tensor(2)}, TypeError, ["top_logprobs", "tensor"]),
+    ({"top_logprobs_of": "kept"}, ValueError, ["top_logprobs_of", "'kept'", "'raw' or 'processed'"]),
     ({"num_samples": 0}, ValueError, ["num_samples", "0"]),
     ({"errors": "ignore"}, ValueError, ["errors", "'ignore'"]),
     ({"backend": "gpu"}, ValueError, ["backend", "'gpu'"]),
     ({"seed": 1, "generator": torch.Generator()}, ValueError, ["generator", "seed"]),
     ({"temperature": -1.0}, ValueError, ["temperature", "-1.0"]),
     ({"indices": [0]}, TypeError, ["indices", "list"]),
+]
+
+
+# (a call of `of`, exception, words that the message must hold, first of all the row)
+BAD_LISTS: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
+    (lambda: TokenLists.of(5), TypeError, ["lists", "5 (int)", "for each row"]),
+    (lambda: TokenLists.of("12"), TypeError, ["lists", "'12'", "for each row"]),
+    (lambda: TokenLists.of({1: [2]}), TypeError, ["lists", "dict", "for each row"]),
+    (lambda: TokenLists.of([1, 2]), TypeError, ["lists[0]", "1 (int)", "a list of token ids"]),
+    (lambda: TokenLists.of([None, [3], [1, "2"]]), TypeError, ["lists[2][1]", "'2' (str)", "token id"]),
+    (lambda: TokenLists.of([[1], [True]]), TypeError, ["lists[1][0]", "True", "token id"]),
+    (lambda: TokenLists.of([[1], [0.5]]), TypeError, ["lists[1][0]", "0.5", "whole number"]),
+    (lambda: TokenLists.of([[1], [2**63]]), ValueError, ["lists[1]", str(2**63), "64 bits"]),
+    (lambda: TokenLists.of([[1], REALS]), TypeError, ["lists[1]", "torch.float32"]),
+    (lambda: LogitBias.of({1: 2.0}), TypeError, ["rows", "dict", "for each row"]),
+    (lambda: LogitBias.of([None, [1]]), TypeError, ["rows[1]", "[1] (list)", "a mapping of token id to bias"]),
+    (lambda: LogitBias.of([{}, {7: "2"}]), TypeError, ["rows[1][7]", "'2' (str)", "a number"]),
+    (lambda: LogitBias.of([{}, {7: None}]), TypeError, ["rows[1][7]", "None", "-inf"]),
+    (lambda: LogitBias.of([{}, {7: 10**400}]), ValueError, ["rows[1][7]", "1000", "float"]),
+    (lambda: LogitBias.of([{}, {"7": 1.0}]), TypeError, ["rows[1][0]", "'7' (str)", "token id"]),
+    (lambda: BadWords.of([[[1]], 2]), TypeError, ["rows[1]", "2 (int)", "a list of words"]),
+    (lambda: BadWords.of([[[1]], [2]]), TypeError, ["rows[1][0]", "2 (int)", "a list of token ids"]),
+    (lambda: BadWords.of([[[1]], [[2], [3, None]]]), TypeError, ["rows[1][1][1]", "None", "token id"]),
 ]
 
 
@@ -140,6 +170,39 @@ def check_message(call: Callable[[], Any], exception: type[Exception], words: li
 def test_bad_adjustments(given: dict[str, Any], exception: type[Exception], words: list[str]) -> None:
     for function in (fastsample.sample, fastsample.sample_full, fastsample.process_logits):
         check_message(lambda function=function: function(LOGITS, **given), exception, words)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"repetition_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": -0.0},
+        {"repetition_penalty": 1.2, "prompt_tokens": IDS[:, :0]},
+        {"repetition_penalty": REALS, "prompt_mask": MASK},
+        {"repetition_penalty": 1.2, "presence_penalty": 1, "frequency_penalty": REALS, "output_tokens": IDS[:, :0]},
+        {"repetition_penalty": 1.2, "presence_penalty": 1, "frequency_penalty": REALS, "output_counts": COUNTS},
+    ],
+    ids=str,
+)
+def test_penalties_that_are_off_or_have_something_to_look_at_are_accepted(given: dict[str, Any]) -> None:
+    assert torch.equal(fastsample.process_logits(LOGITS, **given), LOGITS)
+
+
+@pytest.mark.parametrize(("call", "exception", "words"), BAD_LISTS, ids=names(BAD_LISTS))
+def test_bad_lists_name_their_row(call: Callable[[], Any], exception: type[Exception], words: list[str]) -> None:
+    check_message(call, exception, words)
+
+
+def test_lists_of_what_is_no_list() -> None:
+    """Whatever has numbers one after another: ranges, tensors, arrays, tuples of tensors without a dimension."""
+    lists = [range(3), torch.tensor([3, 4], dtype=torch.int32), np.array([5]), (torch.tensor(6), np.int64(7)), None]
+    tokens, offsets = TokenLists.of(lists)
+    assert tokens.tolist() == list(range(8))
+    assert offsets.tolist() == [0, 3, 5, 6, 8, 8]
+    assert tokens.dtype is offsets.dtype is torch.int64
+    words = BadWords.of([lists[:-1], None])
+    assert [each.tolist() for each in words[:3]] == [list(range(8)), [0, 3, 5, 6, 8], [0, 4, 4]]
+    bias = LogitBias.of([None, {np.int64(4): np.float32(0.5), 2: 1e300}])
+    assert [each.tolist() for each in bias] == [[4, 2], [0.5, INFINITY], [0, 0, 2]]
 
 
 @pytest.mark.parametrize(("history", "exception", "words"), BAD_HISTORIES, ids=names(BAD_HISTORIES))

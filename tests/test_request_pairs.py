@@ -82,6 +82,7 @@ def _features() -> dict[str, Choices]:
         "indices": {"off": {}, "on": {"indices": torch.tensor([2, 2, 0, 7])}},
         "raw": {"off": {}, "on": {"raw_logprobs": True}},
         "top": {"off": {}, "few": {"top_logprobs": 5}, "many": {"top_logprobs": 40}},
+        "top of": {"raw": {}, "processed": {"top_logprobs_of": "processed"}},
         "distribution": {"off": {}, "on": {"distribution": True}},
         "kept set": {"off": {}, "on": {"kept_set": True}},
         "history": {"off": {}, "on": {"recorded": True}},
@@ -129,6 +130,10 @@ def merged(call: Call) -> dict[str, Any]:
     given = {key: value for feature, choice in call.items() for key, value in FEATURES[feature][choice].items()}
     if "stop_tokens" in given and "output_tokens" not in given:
         given["output_lengths"] = torch.tensor([6, 2, 0, 5])
+    if any(f"{feature}_penalty" in given for feature in ("repetition", "presence", "frequency")) and not (
+        "output_tokens" in given or "output_counts" in given
+    ):
+        given["output_counts"] = torch.zeros(ROWS, VOCAB, dtype=torch.int32)  # which penalties insist on
     return given
 
 
@@ -178,7 +183,7 @@ def check_step_by_step(given: dict[str, Any], full: fastsample.SampleOutput) -> 
 
     filters = taken("temperature", "top_k", "top_p", "min_p", "order")
     draws = taken("seed", "offset", "stream", "num_samples", "replacement")
-    taken("raw_logprobs", "top_logprobs", "distribution", "kept_set", "recorded")
+    taken("raw_logprobs", "top_logprobs", "top_logprobs_of", "distribution", "kept_set", "recorded")
     processed = fastsample.process_logits(logits, **given, backend="reference")
     processed = torch.where(exists, processed, math.nan)
     assert torch.equal(full.tokens, fastsample.sample(processed, **filters, **draws, backend="reference"))

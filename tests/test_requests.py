@@ -160,7 +160,7 @@ def test_edits_are_those_of_the_oracle(name: str, number: int | None) -> None:
 def check_process_logits(backend: str, call: RequestCall) -> None:
     if call.indices is not None or call.rows == 0:
         return
-    found = fastsample.process_logits(call.logits, backend=backend, **public_arguments(call.adjustments))
+    found = fastsample.process_logits(call.logits, backend=backend, **public_arguments(call))
     for row in range(call.rows):
         request = row_request(call, row)
         assert request is not None
@@ -223,9 +223,37 @@ def test_an_output_of_which_only_the_length_is_known() -> None:
     assert found.tolist() == [[1, 1, -math.inf, 1, 1], [-math.inf, 1, -math.inf, 1, 1]]
 
 
+@public
+def test_a_list_beside_what_is_known_by_token_is_not_for_penalties(name: str) -> None:
+    """They count no token twice, and do not judge what they do not look at (9 is no token); bad words and min_tokens
+    need the list all the same.
+    """
+    given = {
+        "repetition_penalty": 2.0,
+        "presence_penalty": 0.25,
+        "frequency_penalty": 0.125,
+        "prompt_tokens": torch.tensor([[0, 9]]),
+        "output_tokens": torch.tensor([[1, 1, 9]]),
+        "bad_words": BadWords.of([[[0, 9, 1, 1, 9, 4]]], in_prompt=True),
+        "min_tokens": 4,
+        "stop_tokens": TokenLists.of([[5]]),
+    }
+    by_token = {
+        "prompt_mask": torch.tensor([[1 << 6]], dtype=torch.int32),
+        "output_counts": torch.tensor([[0, 0, 3, 0, 0, 0, 0, 0]], dtype=torch.int32),
+    }
+    ban, logits, backend = -math.inf, torch.ones(1, 8), backend_of(name)
+    for more, expected, status in (
+        ({}, [0.5, 0, 1, 1, ban, ban, 1, 1], 2),
+        (by_token, [1, 1, 0.5 - 3 * 0.125 - 0.25, 1, ban, ban, 0.5, 1], 0),
+    ):
+        assert fastsample.process_logits(logits, backend=backend, **given, **more).tolist() == [expected]
+        assert fastsample.sample_full(logits, seed=1, backend=backend, **given, **more).status.tolist() == [status]
+
+
 @pytest.mark.parametrize("penalty", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
 def test_an_invalid_penalty_makes_the_row_invalid_whatever_there_is_to_penalise(penalty: str) -> None:
-    given = {penalty: torch.tensor([1.0, math.nan])}
+    given = {penalty: torch.tensor([1.0, math.nan]), "output_tokens": torch.empty((2, 0), dtype=torch.int64)}
     tokens = fastsample.sample(torch.zeros(2, 4), seed=1, **given)
     assert (tokens < 0).tolist() == [False, True]
     assert fastsample.process_logits(torch.zeros(2, 4), **given)[1, 0].isnan()
@@ -248,6 +276,7 @@ def wanted_details(call: FullCall, batch: int) -> Details:
         room(top, call.top, torch.int64),
         room(top, call.top, torch.float32),
         room(numbers, 8, torch.int64),
+        call.top_of_processed,
     )
 
 
@@ -263,7 +292,7 @@ class Written:
         backend.sample_full(
             self.tokens, request.logits, request.indices, *call.filters, *call.randomness, call.replacement, *outputs
         )
-        for field in (self.tokens, *self.details, *self.history):
+        for field in (self.tokens, *self.details[:6], *self.history):
             if field is not None and field.dim() == 2 and field.numel():
                 between = field.as_strided(field.shape, field.stride(), field.storage_offset() + 1)
                 assert (between == POISON).all()
@@ -293,7 +322,7 @@ def check_full(backend: Ops, call: FullCall) -> None:
     assert torch.equal(found.tokens, expected.tokens)
     for field, one, other in zip(History._fields, found.history, expected.history, strict=True):
         assert one is other is None or torch.equal(one, other), field
-    for field, one, other in zip(Details._fields, found.details, expected.details, strict=True):
+    for field, one, other in zip(Details._fields[:6], found.details, expected.details, strict=False):
         if one is None or other is None:
             continue
         if one.dtype is torch.int64:
@@ -378,11 +407,16 @@ def check_full_row(call: FullCall, written: Written, row: int) -> None:
         known_ranks = [0 if token is None or not raw.valid else ranked.index(token) + 1 for token in drawn]
         assert details.ranks[row].tolist() == known_ranks
     if details.top_tokens is not None and details.top_logprobs is not None:
-        listed = [token for token in ranked[: call.top] if logits[token] > -np.inf]
+        said = raw
+        listed = [token for token in ranked if logits[token] > -np.inf]
+        if call.top_of_processed:
+            said = answer
+            listed = [token for token in law_oracle.ranks(case.logits) if token in answer.kept] if answer.valid else []
+        listed = listed[: call.top]
         missing_ones = call.top - len(listed)
-        beyond = law_oracle.FLOAT(-np.inf) if raw.valid else nan
+        beyond = law_oracle.FLOAT(-np.inf) if said.valid else nan
         assert details.top_tokens[row].tolist() == listed + [-1] * missing_ones
-        assert_close(details.top_logprobs[row], [raw.log_probs[token] for token in listed] + [beyond] * missing_ones)
+        assert_close(details.top_logprobs[row], [said.log_probs[token] for token in listed] + [beyond] * missing_ones)
     check_history_row(call, written, row, tokens[0])
 
 
@@ -523,6 +557,51 @@ def test_what_is_said_of_the_raw_logits(name: str, filters: dict[str, Any]) -> N
     assert in_the_list.any()
     at_rank = few.top_logprobs.gather(1, few.ranks.clamp(max=20)[:, None] - 1)[:, 0]
     assert (ulp_distance(at_rank, few.raw_logprobs)[in_the_list] == 0).all()
+
+
+@public
+@each_filters
+def test_the_top_of_what_was_drawn_from(name: str, filters: dict[str, Any]) -> None:
+    """The first kept tokens in rank with the log-probabilities that a draw of them has; both passes say the same."""
+    backend = backend_of(name)
+    common = {"seed": SEEDS, "backend": backend, "top_logprobs_of": "processed", **filters, **everything()}
+    few, many = (fastsample.sample_full(LOGITS, **common, top_logprobs=count) for count in (20, 100))
+    processed = fastsample.process_logits(LOGITS, **everything())
+    kept = fastsample.filter_logits(processed, **filters)
+    logprobs = fastsample.log_probs(processed, torch.arange(LOGITS.shape[1]).expand(LOGITS.shape), **filters)
+    ranked = kept.sort(dim=1, descending=True, stable=True).indices
+    is_kept = kept.gather(1, ranked) > -math.inf
+    for full, count in ((few, 20), (many, 100)):
+        listed = ranked[:, :count]
+        assert torch.equal(full.top_tokens, torch.where(is_kept[:, :count], listed, -1))
+        expected = torch.where(is_kept[:, :count], logprobs.gather(1, listed), -math.inf)
+        assert (ulp_distance(full.top_logprobs, expected) <= 4).all()
+    assert torch.equal(few.tokens, fastsample.sample(LOGITS, seed=SEEDS, backend=backend, **filters, **everything()))
+    assert few.numbers is many.numbers is None
+
+
+@public
+@pytest.mark.parametrize("count", [3, 40])
+def test_the_processed_top_of_few_tokens_and_of_invalid_rows(name: str, count: int) -> None:
+    logits = torch.zeros(5, 6)
+    logits[1, 4] = math.nan
+    logits[2, 2] = math.inf
+    logits[3] = torch.tensor([-2e38, 2e38, -math.inf, 1.0, -math.inf, -math.inf])
+    logits[4] = torch.tensor([0.0, -0.0, 1e-45, 1.0, -1.0, 1.0])
+    given = {"seed": 1, "top_logprobs": count, "top_logprobs_of": "processed", "backend": backend_of(name)}
+    rest = [-1] * (count - 1)
+    greedy = fastsample.sample_full(logits, 0.0, **given)
+    assert greedy.top_tokens.tolist() == [[0, *rest], [-1, *rest], [2, *rest], [1, *rest], [3, *rest]]
+    assert greedy.top_logprobs[[0, 2, 3, 4], 0].tolist() == [0, 0, 0, 0]
+    assert greedy.top_logprobs[1].isnan().all()
+    two = fastsample.sample_full(logits, top_k=2, num_samples=2, replacement=False, **given)
+    pad = rest[1:]
+    assert two.top_tokens.tolist() == [[0, 1, *pad], [-1, -1, *pad], [2, 0, *pad], [1, 3, *pad], [3, 5, *pad]]
+    assert two.top_logprobs.isnan().all(dim=1).tolist() == [False, True, False, False, False]
+    assert two.top_logprobs[2:4, 1].tolist() == [-math.inf, torch.tensor(-2e38)]
+    nowhere = fastsample.sample_full(logits, indices=torch.tensor([0, 9]), **given)
+    assert nowhere.top_tokens[1].tolist() == [-1] * count
+    assert nowhere.top_logprobs[1].isnan().all()
 
 
 @public

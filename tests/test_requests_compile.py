@@ -83,6 +83,12 @@ def test_opcheck_of_sample_full(backend: ops.Ops, logits: Tensor) -> None:
         backend.sample_full,
         (out, logits, indices, *PER_ROW, *SEED_ROWS, False, *Edits(ADJUSTMENTS.allowed), *History(), *Details()),
     )
+    one_draw = Details(
+        torch.empty(ROWS), top_tokens=out.clone(), top_logprobs=torch.empty(ROWS, 2), top_of_processed=True
+    )
+    torch.library.opcheck(
+        backend.sample_full, (out[:, 0], logits, None, *NUMBERS, *SEED, True, *Edits(), *History(), *one_draw)
+    )
 
 
 def test_opcheck_of_kept_tokens(backend: ops.Ops, logits: Tensor) -> None:
@@ -182,7 +188,9 @@ def test_sample_full_compiles(logits: Tensor, compiler: str) -> None:
         full = fastsample.sample_full(
             logits * 1, 0.8, 20, 0.9, seed=5, raw_logprobs=True, top_logprobs=4, distribution=True, **adjustments
         )
-        many = fastsample.sample_full(logits, seed=5, num_samples=3, replacement=False, top_logprobs=40)
+        many = fastsample.sample_full(
+            logits, seed=5, num_samples=3, replacement=False, top_logprobs=40, top_logprobs_of="processed"
+        )
         one = fastsample.sample_full(logits[0], min_p=0.1, seed=5)
         return (
             full.tokens, full.logprobs, full.raw_logprobs, full.ranks, full.top_tokens, full.top_logprobs, full.numbers,

@@ -2,6 +2,7 @@
 `==`; nothing on the device is allocated anew, and only what changed is copied there.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -21,12 +22,12 @@ SLOTS, VOCAB, LIST_CAPACITY = 4, 37, 24
 STEPS = 25  # of the state machine, each at most 8 of the sampler
 MAX_TOKENS = 8 * STEPS + 6
 WORDS = 2
-COUNTED = ("penalties", "logit_bias", "min_tokens", "bitmask")  # without bad words there are counts and no list
+WITHOUT_BAD_WORDS = ("penalties", "logit_bias", "min_tokens", "bitmask")  # and so without a list of the output
 
 Parameters = dict[str, Any]
 
 
-def alone(request: Parameters, output: list[int], logits: Tensor) -> int:
+def alone(request: Parameters, output: list[int], logits: Tensor, mask: Tensor | None = None) -> int:
     """The token that one request draws from one row, [vocab], by a plain call of the reference."""
     given = {"output_tokens": torch.tensor([output], dtype=torch.int64)}
     for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
@@ -43,8 +44,9 @@ def alone(request: Parameters, output: list[int], logits: Tensor) -> int:
         given["min_tokens"] = request.get("min_tokens", 0)
     if "allowed_tokens" in request:
         given["allowed_tokens"] = TokenLists.of([request["allowed_tokens"]])
-    if request.get("bitmask") is not None:
-        given["bitmask"] = request["bitmask"][None]
+    masks = [each[:WORDS] for each in (request.get("bitmask"), mask) if each is not None]
+    if masks:
+        given["bitmask"] = functools.reduce(torch.bitwise_and, masks)[None]
     filters = {name: request[name] for name in ("temperature", "top_k", "top_p", "min_p") if name in request}
     seed, offset = torch.tensor([request["seed"]]), torch.tensor([len(output)])
     return int(fastsample.sample(logits[None], seed=seed, offset=offset, backend="reference", **filters, **given))
@@ -57,6 +59,10 @@ def random_logits(number: int, rows: int) -> Tensor:
     if number % 7 == 0 and rows > 0:
         logits[number % rows, number % VOCAB] = math.nan
     return logits.to((torch.float32, torch.float16, torch.bfloat16)[number % 3])
+
+
+def random_bitmask(number: int, *shape: int) -> Tensor:
+    return torch.randint(-(2**31), 2**31, shape, generator=torch.Generator().manual_seed(number), dtype=torch.int32)
 
 
 TOKEN = st.integers(0, VOCAB - 1)
@@ -87,9 +93,9 @@ class Engine(RuleBasedStateMachine):
         self.sampler = Sampler(
             SLOTS, VOCAB, features=features, max_tokens=MAX_TOKENS, list_capacity=LIST_CAPACITY, backend=backend
         )
-        self.parameters = {
-            name: values for name, values in PARAMETERS.items() if name != "bad_words" or "bad_words" in features
-        }
+        left_out = {name for feature in FEATURES.keys() - set(features) for name in FEATURES[feature]}
+        self.parameters = {name: values for name, values in PARAMETERS.items() if name not in left_out}
+        self.has_grammars = "bitmask" in features
         self.requests: dict[int, Parameters] = {}
         self.outputs: dict[int, list[int]] = {}
         self.waiting: list[tuple[Parameters, list[int]]] = []
@@ -122,11 +128,11 @@ class Engine(RuleBasedStateMachine):
         self.outputs[slot] = given.pop("output_tokens", self.outputs[slot])
         self.requests[slot].update(given)
 
-    @precondition(lambda self: self.requests)
+    @precondition(lambda self: self.requests and self.has_grammars)
     @rule(data=st.data(), number=NUMBERS)
     def grammar(self, data: st.DataObject, number: int) -> None:
         slot = self.one_of(data)
-        mask = torch.randint(-(2**31), 2**31, (3,), generator=torch.Generator().manual_seed(number), dtype=torch.int32)
+        mask = random_bitmask(number, WORDS + 1)
         self.requests[slot]["bitmask"] = mask.clone() if number % 5 else None
         self.sampler.update(slot, bitmask=mask if number % 5 else None)
         mask.zero_()  # grammars write into the same memory again
@@ -153,23 +159,27 @@ class Engine(RuleBasedStateMachine):
         self.requests[slot], self.outputs[slot] = request, output
 
     @precondition(lambda self: self.requests)
-    @rule(number=NUMBERS, count=st.integers(3, 8))
-    def steps(self, number: int, count: int) -> None:
+    @rule(number=NUMBERS, count=st.integers(3, 8), columns=st.sampled_from((None, WORDS, WORDS + 1)))
+    def steps(self, number: int, count: int, columns: int | None) -> None:
         for each in range(count):
             logits = random_logits(number + each, SLOTS)
-            self.check(self.sampler.step(logits), {slot: logits[slot] for slot in self.requests})
+            # Of several steps some have a mask, and the next has it no more.
+            mask = random_bitmask(number + each, SLOTS, columns) if columns and each % 3 else None
+            self.check(self.sampler.step(logits, bitmask=mask), {slot: logits[slot] for slot in self.requests}, mask)
 
     @precondition(lambda self: self.requests)
-    @rule(number=NUMBERS, rows=st.lists(st.integers(-1, 6), min_size=SLOTS, max_size=SLOTS))
-    def step_of_some(self, number: int, rows: list[int]) -> None:
+    @rule(number=NUMBERS, rows=st.lists(st.integers(-1, 6), min_size=SLOTS, max_size=SLOTS), masked=st.booleans())
+    def step_of_some(self, number: int, rows: list[int], masked: bool) -> None:
         logits = random_logits(number, 5)
-        tokens = self.sampler.step(logits, torch.tensor(rows))
-        self.check(tokens, {slot: logits[rows[slot]] for slot in self.requests if rows[slot] in range(5)})
+        mask = random_bitmask(number, SLOTS, WORDS) if masked else None
+        tokens = self.sampler.step(logits, torch.tensor(rows), mask)
+        self.check(tokens, {slot: logits[rows[slot]] for slot in self.requests if rows[slot] in range(5)}, mask)
 
-    def check(self, tokens: Tensor, logits: dict[int, Tensor]) -> None:
+    def check(self, tokens: Tensor, logits: dict[int, Tensor], mask: Tensor | None) -> None:
         expected = [-1] * SLOTS
         for slot, row in logits.items():
-            expected[slot] = alone(self.requests[slot], self.outputs[slot], row)
+            of_slot = None if mask is None else mask[slot]
+            expected[slot] = alone(self.requests[slot], self.outputs[slot], row, of_slot)
             if expected[slot] >= 0:
                 self.outputs[slot] = [*self.outputs[slot], expected[slot]]
         assert tokens.tolist() == expected
@@ -202,15 +212,15 @@ ALL = tuple(FEATURES)
 
 @pytest.mark.parametrize(
     ("backend_name", "features"),
-    [("reference", ALL), ("cpu", ALL), ("cpu", COUNTED)],
-    ids=["reference", "cpu", "cpu-counted"],
+    [("reference", ALL), ("cpu", ALL), ("cpu", WITHOUT_BAD_WORDS), ("cpu", ())],
+    ids=["reference", "cpu", "cpu-without-bad-words", "cpu-without-features"],
 )
 def test_each_request_draws_what_it_draws_alone(backend_name: str, features: tuple[str, ...]) -> None:
     run(backend_name, features, examples=8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", [ALL, COUNTED], ids=["all", "counted"])
+@pytest.mark.parametrize("features", [ALL, WITHOUT_BAD_WORDS, ()], ids=["all", "without-bad-words", "none"])
 @pytest.mark.parametrize("backend_name", ["reference", "cpu"])
 def test_each_request_draws_what_it_draws_alone_again(backend_name: str, features: tuple[str, ...]) -> None:
     run(backend_name, features, examples=150)
@@ -230,7 +240,7 @@ def test_triton_draws_the_same() -> None:
         slots[1]: {"seed": 2, "logit_bias": {3: 2.0, 4: -math.inf}, "min_tokens": 2, "stop_tokens": [5]},
     }
     engine.outputs = {slot: [] for slot in slots}
-    engine.steps(1, 2)
+    engine.steps(1, 2, WORDS)
 
 
 # --- what is copied
@@ -251,7 +261,7 @@ def test_a_request_copies_its_own_rows_alone(sampler: Sampler) -> None:
         sampler.add(seed=1)
     assert sampler.flush() == 3 * A_REQUEST
     sampler.add(seed=1, prompt_tokens=[1, 2], output_tokens=[4, 5, 6], allowed_tokens=[7])
-    assert sampler.flush() == A_REQUEST + WORDS + 3 + WORDS
+    assert sampler.flush() == A_REQUEST + WORDS + 2 * 3 + WORDS, "the output is listed, and counted"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +271,7 @@ def test_a_request_copies_its_own_rows_alone(sampler: Sampler) -> None:
         ({"temperature": 0.5}, FLOATS),
         ({"top_k": 3, "seed": 4}, INTEGERS),
         ({"prompt_tokens": [1, 2, 3]}, WORDS),
-        ({"output_tokens": [1, 2, 3]}, 3 + LENGTH),
+        ({"output_tokens": [1, 2, 3]}, 2 * 3 + LENGTH),
         ({"bitmask": torch.ones(WORDS, dtype=torch.int32)}, WORDS),
         ({"logit_bias": {1: 2.0, 2: 2.0}}, 2 + 2 + SLOTS - 1),  # tokens, values, and the offsets behind slot 1
         ({"stop_tokens": [5]}, 1 + SLOTS - 1),
@@ -285,6 +295,36 @@ def test_lists_move_only_from_where_they_change(sampler: Sampler) -> None:
     assert sampler.flush() == 1, "one token differs"
     sampler.update(0, logit_bias={})
     assert sampler.flush() == 3 * 2 + SLOTS, "the other three move up, and what follows them means nothing"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lists_are_packed_as_those_of_all_slots_are(seed: int) -> None:
+    """Whatever grew, shrank, moved or stayed between two flushes."""
+    random = torch.Generator().manual_seed(seed)
+
+    def below(number: int) -> int:
+        return int(torch.randint(number, (), generator=random))
+
+    def tokens(most: int) -> list[int]:
+        return torch.randint(5, (below(most + 1),), generator=random).tolist()
+
+    sampler = Sampler(SLOTS, VOCAB, max_tokens=9, features=["logit_bias", "bad_words"], list_capacity=4 * SLOTS)
+    packed = sampler._tensors._lists
+    biases: list[dict[int, float]] = [{} for _ in range(SLOTS)]
+    words: list[list[list[int]]] = [[] for _ in range(SLOTS)]
+    for _ in range(SLOTS):
+        sampler.add(seed=1)
+    for _ in range(15):
+        for _ in range(below(4)):
+            slot = below(SLOTS)
+            biases[slot] = {token: float(below(3)) for token in tokens(4)}
+            words[slot] = [word for word in (tokens(2), tokens(2)) if word]
+            sampler.update(slot, logit_bias=biases[slot], bad_words=words[slot])
+        sampler.flush()
+        for name, expected in (("logit_bias", LogitBias.of(biases)), ("bad_words", BadWords.of(words)[:3])):
+            for part, values in zip(packed[name], expected, strict=True):
+                assert part.tensor[: len(values)].tolist() == values.tolist()
+        assert sampler.flush() == 0
 
 
 def test_what_no_request_uses_is_left_out(sampler: Sampler) -> None:
@@ -319,35 +359,38 @@ def test_step_full_says_what_sample_full_says(sampler: Sampler) -> None:
     assert found.status.tolist() == [0, 0, 1, 1]
 
 
-def test_beyond_max_tokens_a_request_goes_on_and_is_flagged() -> None:
+def test_beyond_max_tokens_bad_words_see_the_beginning_and_flag() -> None:
+    """What is beyond is neither seen nor lost: a request that is resumed goes on alike."""
+    likely = torch.zeros(1, VOCAB)
+    likely[0, 7] = 9.0
+    request = {"seed": 5, "temperature": 0.0, "bad_words": [[1, 2, 7]]}
     sampler = Sampler(1, VOCAB, max_tokens=2)
-    sampler.add(seed=5, presence_penalty=3.0)
-    statuses, output = [], []
-    for number in (1, 2, 3, 4, 5):
-        logits = random_logits(number, 1)
-        if len(output) <= 2:
-            expected = alone({"seed": 5, "presence_penalty": 3.0}, output, logits[0])
-        else:  # what is beyond is neither seen nor lost: a request that is resumed goes on alike
-            resumed = Sampler(1, VOCAB, max_tokens=2)
-            resumed.add(seed=5, presence_penalty=3.0, output_tokens=output)
-            expected = int(resumed.step(logits))
+    sampler.add(output_tokens=[1], **request)
+    statuses, output = [], [1]
+    for number, logits in enumerate((-likely + torch.arange(VOCAB).eq(2), *[likely] * 3)):
+        resumed = Sampler(1, VOCAB, max_tokens=2)
+        resumed.add(output_tokens=output, **request)
         found = sampler.step_full(logits)
         statuses.append(int(found.status))
+        assert resumed.step(logits).tolist() == found.tokens.tolist()
         output.append(int(found.tokens))
-        assert output[-1] == expected
-    assert statuses == [0, 0, 0, 2, 2]
+        assert output[-1] == (2 if number == 0 else 0)
+    assert statuses == [0, 0, 2, 2]
     assert sampler.lengths.tolist() == [5]
 
 
-def test_counts_have_no_longest_output() -> None:
-    sampler = Sampler(1, VOCAB, max_tokens=2, features=["penalties"])
+@pytest.mark.parametrize("features", [["penalties"], ["penalties", "bad_words"]], ids=str)
+def test_penalties_see_all_of_the_longest_output(features: list[str]) -> None:
+    sampler = Sampler(1, VOCAB, max_tokens=2, features=features)
     sampler.add(seed=5, frequency_penalty=0.5, output_tokens=[1, 1, 2])
     output = [1, 1, 2]
     for number in (1, 2, 3, 4, 5):
         logits = random_logits(number, 1)
         expected = alone({"seed": 5, "frequency_penalty": 0.5}, output, logits[0])
-        output.append(int(sampler.step(logits)))
+        found = sampler.step_full(logits)
+        output.append(int(found.tokens))
         assert output[-1] == expected
+        assert found.status.tolist() == [0]
 
 
 def test_numbers_that_float32_has_not_do_what_they_do_in_a_call(sampler: Sampler) -> None:
@@ -411,21 +454,31 @@ def test_prompt_tokens_outside_the_vocabulary_are_passed_over(sampler: Sampler) 
         ({"repetition_penalty": 0.0}, ValueError, "repetition_penalty: got 0.0"),
         ({"presence_penalty": math.nan}, ValueError, "presence_penalty: got nan"),
         ({"frequency_penalty": "1"}, TypeError, "frequency_penalty: got '1'"),
-        ({"prompt_tokens": [0.5]}, TypeError, "prompt_tokens: got dtype torch.float32"),
-        ({"prompt_tokens": [[1]]}, ValueError, "prompt_tokens: got a tensor of shape"),
-        ({"prompt_tokens": "abc"}, TypeError, "prompt_tokens: got 'abc'"),
+        ({"prompt_tokens": [3, 0.5]}, TypeError, r"prompt_tokens\[1\]: got 0.5 .* a token id, .* \(slot 1\)"),
+        ({"prompt_tokens": [[1]]}, TypeError, r"prompt_tokens\[0\]: got \[1\] \(list\); accepted: a token id"),
+        ({"prompt_tokens": [1, True]}, TypeError, r"prompt_tokens\[1\]: got True"),
+        ({"prompt_tokens": "abc"}, TypeError, "prompt_tokens: got 'abc' .* a list of token ids"),
+        ({"prompt_tokens": 5}, TypeError, "prompt_tokens: got 5 .* a list of token ids"),
+        ({"prompt_tokens": [2**70]}, ValueError, "prompt_tokens: got the token 1180591620717411303424"),
+        ({"prompt_tokens": torch.ones(1, 1).int()}, ValueError, r"prompt_tokens: got a tensor of shape \[1, 1\]"),
+        ({"prompt_tokens": torch.ones(2)}, TypeError, "prompt_tokens: got dtype torch.float32"),
+        ({"prompt_tokens": torch.ones(2, device="meta")}, ValueError, "prompt_tokens: got a tensor on meta"),
         (
             {"output_tokens": [1, VOCAB]},
             ValueError,
             f"output_tokens: got the token {VOCAB}; accepted: ids from 0 to 36",
         ),
-        ({"logit_bias": [1]}, TypeError, "logit_bias: got"),
-        ({"logit_bias": {1: math.nan}}, ValueError, "logit_bias: got nan .* for the token 1"),
+        ({"logit_bias": [1]}, TypeError, r"logit_bias: got \[1\] .* a mapping of token id to bias"),
+        ({"logit_bias": {1: math.nan}}, ValueError, r"logit_bias\[1\]: got nan"),
+        ({"logit_bias": {1: "2"}}, TypeError, r"logit_bias\[1\]: got '2'"),
+        ({"logit_bias": {"1": 2.0}}, TypeError, r"logit_bias\[0\]: got '1' \(str\); accepted: a token id"),
         ({"logit_bias": {-1: 0.5}}, ValueError, "logit_bias: got the token -1"),
         ({"logit_bias": dict.fromkeys(range(21), 1.0)}, ValueError, "logit_bias: got 21 entries, with 4 of other"),
-        ({"bad_words": [1]}, ValueError, "bad_words: got a tensor of shape"),
-        ({"bad_words": [[]]}, ValueError, "bad_words: got an empty word"),
-        ({"bad_words": 5}, TypeError, "bad_words: got 5"),
+        ({"bad_words": [[2], 1]}, TypeError, r"bad_words\[1\]: got 1 \(int\); accepted: a list of token ids"),
+        ({"bad_words": [[1], [2, None]]}, TypeError, r"bad_words\[1\]\[1\]: got None"),
+        ({"bad_words": [[1], []]}, ValueError, r"bad_words\[1\]: got an empty word"),
+        ({"bad_words": [[1, VOCAB]]}, ValueError, "bad_words: got the token 37"),
+        ({"bad_words": 5}, TypeError, "bad_words: got 5 .* a list of words"),
         ({"bad_words": [[1] * 25]}, ValueError, "bad_words: got 25 entries"),
         ({"min_tokens": 3}, ValueError, "min_tokens: got 3 without stop_tokens"),
         ({"min_tokens": 0.5, "stop_tokens": [1]}, TypeError, "min_tokens: got 0.5"),
@@ -488,6 +541,9 @@ def test_bad_steps(sampler: Sampler) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             sampler.step(logits, rows)
+    for mask, error in ((torch.zeros(SLOTS, WORDS - 1).int(), ValueError), (torch.zeros(SLOTS, WORDS), TypeError)):
+        with pytest.raises(error, match=r"bitmask: got .* accepted: an int32 tensor \[4, at least 2\]"):
+            sampler.step(torch.zeros(SLOTS, VOCAB), bitmask=mask)
     with pytest.raises(TypeError, match=r"rows: got dtype torch\.float32"):
         sampler.step(torch.zeros(SLOTS, VOCAB), torch.zeros(SLOTS))
 
@@ -500,13 +556,14 @@ def test_bad_steps(sampler: Sampler) -> None:
         ({"max_tokens": 0}, "max_tokens: got 0"),
         ({"list_capacity": -1}, "list_capacity: got -1"),
         ({"features": ["penalty"]}, "features: got .*penalty.*accepted: of 'penalties'"),
+        ({"features": "penalties"}, "features: got 'penalties' .* a list, of 'penalties'"),
         ({"order": "any"}, "order: got 'any'"),
         ({"backend": "any"}, "backend: got 'any'"),
     ],
     ids=str,
 )
 def test_bad_samplers(given: Parameters, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         Sampler(**{"slots": 1, "vocab": VOCAB, "max_tokens": 9, **given})
 
 
@@ -517,3 +574,12 @@ def test_allowed_lists_and_grammars_hold_together(sampler: Sampler) -> None:
         assert sampler.step(torch.zeros(SLOTS, VOCAB))[slot] == 3
     sampler.update(slot, bitmask=None, allowed_tokens=[2])
     assert sampler.step(torch.zeros(SLOTS, VOCAB))[slot] == 2
+
+
+def test_what_a_step_allows_is_forgotten_after_it(sampler: Sampler) -> None:
+    logits, slot = torch.arange(VOCAB).expand(SLOTS, VOCAB).float(), sampler.add(seed=1, temperature=0.0)
+    mask = pack_bitmask(TokenLists.of([[3, 4, 5]] * SLOTS), VOCAB)
+    drawn = [sampler.step(logits, bitmask=each)[slot].item() for each in (mask, None, mask[:1])]
+    sampler.update(slot, allowed_tokens=[2, 3, 9])
+    drawn += [sampler.step_full(logits, None, each).tokens[slot].item() for each in (mask, None)]
+    assert drawn == [5, VOCAB - 1, 5, 3, 9]

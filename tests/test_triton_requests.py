@@ -243,7 +243,10 @@ def check_details(logits: Tensor, edits: Edits, filters: Filters, samples: int =
         out, details = torch.full((rows, samples), POISON), asked(rows, samples)
         with one_thread():
             backend.sample_full(out, logits, None, *filters, *agree.SEEDED, True, *edits, *History(), *details)
-        written.append((out, *details))
+            top = Details(top_tokens=details.top_tokens.clone(), top_logprobs=details.top_logprobs.clone())
+            top = top._replace(top_of_processed=True)
+            backend.sample_full(out, logits, None, *filters, *agree.SEEDED, True, *edits, *History(), *top)
+        written.append((out, *details[:6], top.top_tokens, top.top_logprobs))
     for found, expected in zip(*written, strict=True):
         if expected.is_floating_point():
             assert (ulp_distance(found, expected) <= 4).all()
@@ -379,6 +382,8 @@ def test_opcheck(name: str) -> None:
         (("raw_logprobs",), False, 2.0, 2.15),
         (("raw_logprobs", "ranks", "numbers"), False, 2.0, 2.3),
         (("top_tokens", "top_logprobs"), False, 2.0, 2.2),
+        (("top_tokens", "top_logprobs", "top_of_processed"), False, 1.0, 1.2),
+        (("logprobs", "top_tokens", "top_logprobs", "top_of_processed"), True, 1.0, 1.2),
         (("numbers",), True, 2.0, 2.15),
         (("raw_logprobs", "numbers"), True, 3.0, 3.15),
     ],
@@ -388,8 +393,8 @@ def test_reads_of_a_row(fields: tuple[str, ...], edited: bool, fewest: float, mo
     vocab = 32768
     row = agree.normal(vocab, 1.0)[None]
     edits = edits_at(BORDERS, vocab, 1) if edited else Edits()
-    room = asked(1, 1, 5)
-    details = Details(*(getattr(room, name) if name in fields else None for name in Details._fields))
+    room = asked(1, 1, 5)._replace(top_of_processed=True)
+    details = Details(**{name: getattr(room, name) for name in fields})
     out = torch.empty(1, 1, dtype=torch.int64)
     operands = (*agree.FILTERS["k 50"], *agree.SEEDED, True, *edits, *History(), *details)
     reads = reads_during(row, lambda: TRITON.sample_full(out, row, None, *operands))

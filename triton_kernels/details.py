@@ -1,4 +1,4 @@
-"""What is said of a row's draws (law section 7): log-probabilities, ranks, the top of the raw row, numbers.
+"""What is said of a row's draws (law section 7): log-probabilities, ranks, the top of the row, numbers.
 
 Goes on from what `kernels.row_kernel` kept of a row and, of its raw logits, from the peaks of `kernels.maximum_kernel`:
 the same where nothing is edited, else one more read. `sums_kernel` reads the row once where sums over it are asked for
@@ -124,7 +124,8 @@ def sums_kernel(logits, sources, temperature, sizes, scratch, raw_scratch, sums,
     data = logits.data + source * logits.row_stride
     valid, last_rank, last_index, least, _, m = selection.stored(scratch, row, shape)
     raw_words, _, raw_first_rank, raw_valid = raw_row(sizes, raw_scratch, row, valid, shape)
-    of_raw = raw_valid & (is_given(details.raw_logprobs) | is_given(details.top_tokens))
+    top_of_raw = is_given(details.top_tokens) & (plain(details.top_of_processed) == 0)
+    of_raw = raw_valid & (is_given(details.raw_logprobs) | top_of_raw)
     of_kept = valid & is_given(details.numbers)
     if of_raw | of_kept:
         add_sums(
@@ -171,8 +172,9 @@ def write_numbers(numbers, row, valid, sums, m, z, greedy):
 
 
 @triton.jit
-def write_top(details, row, data, stride, sizes, peak, m, z, raw_valid, shape):
-    """The top of the raw row, token by token: the first of the chunk with the first peak, which then has another."""
+def write_top(details, row, data, stride, sizes, edits, peak, distribution, of_processed, shape):
+    """The top of a row, token by token: the first of the chunk with the first peak, which then has another."""
+    valid, last_rank, last_index, least, m, c, z = distribution
     chunk_number = tl.arange(0, shape.chunks)
     rank_before = tl.full((), _LOWEST_RANK, tl.int32)
     token_before = rank_before
@@ -180,16 +182,21 @@ def write_top(details, row, data, stride, sizes, peak, m, z, raw_valid, shape):
         rank = tl.min(peak, axis=0)
         chunk = tl.min(tl.where(peak == rank, chunk_number, shape.chunks), axis=0)
         index = chunk * shape.chunk + tl.arange(0, shape.chunk)
-        in_chunk = rank_of(raw_values(data, stride, sizes.vocab, index, shape))
+        x = raw_values(data, stride, sizes.vocab, index, shape)
+        if shape.edited:
+            x = tl.where(of_processed, load.edited(x, index, sizes.vocab, edits), x)
+        in_chunk = rank_of(x)
         left = at_or_above(in_chunk, index, rank_before, token_before) == 0
         token = tl.min(tl.where(left & (in_chunk == rank), index, 0x7FFFFFFF), axis=0)
         rest = tl.min(tl.where(left & (index != token), in_chunk, LAST_RANK + 1), axis=0)
         peak = tl.where(chunk_number == chunk, rest, peak)
         rank_before = rank
         token_before = token
-        there = raw_valid & (rank <= LAST_RANK)
-        value = tl.where(there, log_probability(logit_of(rank), m, LOG2E, z), -INFINITY)
-        value = tl.where(raw_valid, value, float("nan"))
+        logit = logit_of(rank)
+        kept = selection.keeps(rank, token, weight_of_logit(logit, m, c), last_rank, last_index, least)
+        there = valid & kept & (rank <= LAST_RANK)
+        value = tl.where(there, log_probability(logit, m, c, z), -INFINITY)
+        value = tl.where(valid, value, float("nan"))
         tl.store(place_in(details.top_tokens, row, place), tl.where(there, token, -1).to(tl.int64))
         tl.store(place_in(details.top_logprobs, row, place), value)
 
@@ -232,4 +239,16 @@ def details_kernel(logits, sources, temperature, sizes, scratch, raw_scratch, su
         value = tl.where(drawn & valid, value, float("nan"))
         tl.store(place_in(details.logprobs, row, draw), value, mask=there & is_given(details.logprobs))
     if is_given(details.top_tokens):
-        write_top(details, row, data, logits.stride, sizes, peak, raw_m, raw_z, raw_valid, shape)
+        of_processed = plain(details.top_of_processed) != 0
+        if of_processed:
+            peak = maximum.peaks(scratch_of(scratch, row, shape), sizes, shape)
+        distribution = (
+            tl.where(of_processed, valid, raw_valid),
+            tl.where(of_processed, last_rank, LAST_RANK),
+            tl.where(of_processed, last_index, 0x7FFFFFFF),
+            tl.where(of_processed, least, 0),
+            tl.where(of_processed, m, raw_m),
+            tl.where(of_processed, c, LOG2E),
+            tl.where(of_processed, z, raw_z),
+        )
+        write_top(details, row, data, logits.stride, sizes, edits, peak, distribution, of_processed, shape)

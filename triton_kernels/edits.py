@@ -150,11 +150,13 @@ def note_lists(room, adjustments, row, look_at_prompt, look_at_output, vocab, no
 
     tokens = adjustments.prompt.tokens
     data = tokens.data + row * plain(tokens.row_stride)
-    end = tl.where(look_at_prompt, prompt_listed, 0)
+    by_list = look_at_prompt & (is_given(adjustments.prompt_mask) == 0)
+    end = tl.where(by_list, prompt_listed, 0)
     ignored |= note_list(room, data, plain(tokens.stride), zero, end, vocab, _IN_PROMPT, noting, tile)
     tokens = adjustments.output.tokens
     data = tokens.data + row * plain(tokens.row_stride)
-    end = tl.where(look_at_output, output_listed, 0)
+    by_list = look_at_output & (is_given(adjustments.output_counts) == 0)
+    end = tl.where(by_list, output_listed, 0)
     ignored |= note_list(room, data, plain(tokens.stride), zero, end, vocab, _IN_OUTPUT, noting, tile)
 
     tokens = adjustments.bias

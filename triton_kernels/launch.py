@@ -22,6 +22,7 @@ def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *operands: Any) 
     """`fastsample.reference.sample` on Triton; of more than 2^24 probabilities a row, the reference itself."""
     filters, randomness = arguments.Filters(*operands[:9]), arguments.Randomness(*operands[9:16])
     replacement, probabilities = operands[16:]
+    out = reference.by_draw(out)
     rows, samples = out.shape
     if logits.numel() == 0 or logits.shape[1] > LARGEST_VOCAB:
         reference.sample(out, logits, indices, *operands)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample import arguments, reference_full
+from fastsample import arguments, reference, reference_full
 
 from . import details, kept, policy, work
 from .call import (
@@ -34,7 +34,8 @@ def sample_full(out: Tensor, logits: Tensor, indices: Tensor | None, *operands: 
     """`fastsample.reference_full.sample_full` on Triton."""
     filters, randomness = arguments.Filters(*operands[:9]), arguments.Randomness(*operands[9:16])
     replacement, edits = operands[16], arguments.Edits(*operands[17:21])
-    history, asked = arguments.History(*operands[21:24]), arguments.Details(*operands[24:30])
+    history, asked = arguments.History(*operands[21:24]), arguments.Details(*operands[24:31]).by_draw()
+    out = reference.by_draw(out)
     rows, samples = out.shape
     if logits.numel() == 0 or samples == 0:
         reference_full.sample_full(out, logits, indices, *operands)
@@ -45,7 +46,7 @@ def sample_full(out: Tensor, logits: Tensor, indices: Tensor | None, *operands: 
             words = randomness_of(randomness, call.scratch)._replace(replacement=work.coded(replacement))
             tokens = tokens_of(out, call.scratch)
             select(call, words, tokens, history_of(history, call.scratch), draws=True, described=True)
-            if any(field is not None for field in asked):
+            if any(field is not None for field in asked[:6]):
                 _say(call, tokens, samples, asked)
 
 
@@ -56,7 +57,8 @@ def given(edits: arguments.Edits) -> arguments.Edits | None:
 
 def _say(call: Call, tokens: work.Tokens, samples: int, asked: arguments.Details) -> None:
     """Launch what writes the details."""
-    of_raw = any(field is not None for field in (asked.raw_logprobs, asked.ranks, asked.top_tokens))
+    top_of_raw = None if asked.top_of_processed else asked.top_tokens
+    of_raw = any(field is not None for field in (asked.raw_logprobs, asked.ranks, top_of_raw))
     raw_scratch = call.scratch
     if of_raw and call.shape.edited.value:
         raw = call._replace(
@@ -89,6 +91,7 @@ def _details(asked: arguments.Details, nothing: Tensor) -> work.Details:
         tokens_of(asked.top_logprobs, floats),
         work.coded(0 if asked.top_tokens is None else asked.top_tokens.shape[1]),
         tokens_of(asked.numbers, nothing),
+        work.coded(asked.top_of_processed),
     )
 
 

@@ -184,6 +184,7 @@ class Details(NamedTuple):
     top_logprobs: Tokens
     top: Any  # how many of them, coded
     numbers: Tokens
+    top_of_processed: Any  # 0 or 1, coded
 
 
 class Shape(NamedTuple):

@@ -124,23 +124,6 @@ inline uint64_t count_kept(const Row& row, const Chunks& chunks, const Filters& 
   return sums.everything;
 }
 
-// What is said of the draws of a valid row as it was sampled. Returns the weight of all its tokens, or 0 where it was
-// not summed.
-template <class Row>
-inline uint64_t describe_row(const Row& row, const Chunks& chunks, const Filters& filters, float most,
-                             const Drawn& drawn, const Draws& draws, const Details& details, RowScratch& scratch,
-                             const Team& team) {
-  const RowsOf<float>& logprobs = details.logprobs;
-  if (logprobs.data)
-    with_weight(filters, most, row.size, [&](const auto& weight) {
-      const LogProbability<Row, std::decay_t<decltype(weight)>> log_probability(row, weight, drawn.cut, drawn.total);
-      for (int64_t i = 0; i < draws.count; ++i)
-        logprobs.data[i * logprobs.stride] = log_probability(draws.tokens[i * draws.tokens_stride]);
-    });
-  if (!details.numbers.data) return drawn.everything;
-  return count_kept(row, chunks, filters, most, drawn, details.numbers, scratch, team);
-}
-
 template <class Row>
 inline int64_t count_from(const Row& row, int64_t begin, int64_t end, float least) {
   const F bound = Simd::set(least);
@@ -193,9 +176,13 @@ inline Candidates& largest_tokens(const Row& row, const Chunks& chunks, const fl
   return candidates;
 }
 
-// Tokens in rank, with what `log_probability` says of them.
-template <class LogProbability>
-inline void list_tokens(const Candidates& candidates, const LogProbability& log_probability, const Details& details) {
+// The first tokens in rank, of those that `log_probability` is about, with what it says of them.
+template <class Row, class Weight, class LogProbability>
+inline void write_top(const Row& row, const Chunks& chunks, const float* chunk_maximum, const Weight& weight,
+                      float most, const LogProbability& log_probability, const Details& details, RowScratch& scratch) {
+  if (details.top_tokens.columns == 0) return;
+  const Candidates& candidates =
+      largest_tokens(row, chunks, chunk_maximum, weight, most, details.top_tokens.columns, scratch);
   int64_t order[kMostTopTokens];
   for (int64_t i = 0; i < candidates.size; ++i) {
     int64_t place = i;  // equal ones are already in index order
@@ -204,10 +191,30 @@ inline void list_tokens(const Candidates& candidates, const LogProbability& log_
     order[place] = i;
   }
   for (int64_t i = 0; i < details.top_tokens.columns; ++i) {
-    const int64_t token = i < candidates.size ? static_cast<int64_t>(candidates.index[order[i]]) : -1;
+    int64_t token = i < candidates.size ? static_cast<int64_t>(candidates.index[order[i]]) : -1;
+    if (token >= 0 && !log_probability.keeps(token)) token = -1;
     details.top_tokens.data[i * details.top_tokens.stride] = token;
     details.top_logprobs.data[i * details.top_logprobs.stride] = token < 0 ? -kInfinity : log_probability(token);
   }
+}
+
+// What is said of the draws of a valid row as it was sampled. Returns the weight of all its tokens, or 0 where it was
+// not summed.
+template <class Row>
+inline uint64_t describe_row(const Row& row, const Chunks& chunks, const Filters& filters, float most,
+                             const Drawn& drawn, const Draws& draws, const Details& details, RowScratch& scratch,
+                             const Team& team) {
+  const RowsOf<float>& logprobs = details.logprobs;
+  if (logprobs.data || details.has_top(true))
+    with_weight(filters, most, row.size, [&](const auto& weight) {
+      const LogProbability<Row, std::decay_t<decltype(weight)>> log_probability(row, weight, drawn.cut, drawn.total);
+      for (int64_t i = 0; logprobs.data && i < draws.count; ++i)
+        logprobs.data[i * logprobs.stride] = log_probability(draws.tokens[i * draws.tokens_stride]);
+      if (details.has_top(true))
+        write_top(row, chunks, scratch.chunk_maximum, weight, most, log_probability, details, scratch);
+    });
+  if (!details.numbers.data) return drawn.everything;
+  return count_kept(row, chunks, filters, most, drawn, details.numbers, scratch, team);
 }
 
 // What is said of the row as it was, before edits, temperature and filters. `known`: the weight of all its tokens, or
@@ -220,13 +227,14 @@ inline void describe_raw_row(const Row& row, const Chunks& chunks, Maximum large
     Details of_raw = details;
     of_raw.logprobs.data = nullptr;
     of_raw.numbers.data = nullptr;
+    if (!details.has_top(false)) of_raw.top_tokens.data = nullptr;
     return describe_invalid_row(of_raw, draws.count);
   }
   if (details.ranks.data)
     for (int64_t i = 0; i < draws.count; ++i)
       details.ranks.data[i * details.ranks.stride] =
           rank_of(row, chunks, chunk_maximum, draws.tokens[i * draws.tokens_stride], scratch, team);
-  if (!details.raw_logprobs.data && !details.top_tokens.data) return;
+  if (!details.raw_logprobs.data && !details.has_top(false)) return;
   const Filters neutral{1.0f, 0, 1.0f, 0.0f, Order::kTopKFirst, false};
   const Cut everything{-kFloatMax, row.size};
   with_weight(neutral, largest.value, row.size, [&](const auto& weight) {
@@ -236,10 +244,8 @@ inline void describe_raw_row(const Row& row, const Chunks& chunks, Maximum large
       for (int64_t i = 0; i < draws.count; ++i)
         details.raw_logprobs.data[i * details.raw_logprobs.stride] =
             log_probability(draws.tokens[i * draws.tokens_stride]);
-    if (details.top_tokens.columns > 0)
-      list_tokens(
-          largest_tokens(row, chunks, chunk_maximum, weight, largest.value, details.top_tokens.columns, scratch),
-          log_probability, details);
+    if (details.has_top(false))
+      write_top(row, chunks, chunk_maximum, weight, largest.value, log_probability, details, scratch);
   });
 }
 

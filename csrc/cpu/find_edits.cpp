@@ -117,7 +117,6 @@ class Finder {
     const auto ban = [](Edit& known) { known.banned = true; };
     if (penalties_.look_at_prompt()) {
       const auto in_prompt = [](Edit& known) { known.in_history = true; };
-      for (int64_t i = 0; i < prompt_.listed; ++i) edit(prompt_[i], in_prompt);
       if (given_.prompt_mask.data) {
         const int32_t* mask = given_.prompt_mask.row(row_);
         for (int64_t word = 0; word < found_.words; ++word) {
@@ -125,6 +124,8 @@ class Finder {
           if (word == found_.words - 1 && vocab_ % 32 != 0) marked &= (1u << vocab_ % 32) - 1;
           for (; marked; marked &= marked - 1) edit((word << 5) + __builtin_ctz(marked), in_prompt);
         }
+      } else {
+        for (int64_t i = 0; i < prompt_.listed; ++i) edit(prompt_[i], in_prompt);
       }
     }
     if (penalties_.look_at_output()) {
@@ -134,7 +135,6 @@ class Finder {
           known.count += times;
         };
       };
-      for (int64_t i = 0; i < output_.listed; ++i) edit(output_[i], in_output(1));
       if (given_.output_counts.data) {
         const int32_t* counts = given_.output_counts.row(row_);
         const int64_t stride = given_.output_counts.stride;
@@ -151,6 +151,8 @@ class Finder {
           for (int64_t token = begin; any && token < end; ++token)
             if (counts[token * stride] > 0) edit(token, in_output(counts[token * stride]));
         }
+      } else {
+        for (int64_t i = 0; i < output_.listed; ++i) edit(output_[i], in_output(1));
       }
     }
     const Bias& bias = given_.bias;

@@ -132,12 +132,16 @@ class LogProbability {
     if (token < 0 || token >= row_.size) return __builtin_nanf("");
     const float x = token_at(row_, token);
     const float d = exponent_of(weight_, x);
-    const bool kept = x > cut_.logit || (x == cut_.logit && token < cut_.end);
     constexpr float kLn2 = 0x1.62e430p-1f;
-    return kept && d > -kInfinity ? -(-d * kLn2 + normaliser_) : -kInfinity;
+    return kept(x, token) && d > -kInfinity ? -(-d * kLn2 + normaliser_) : -kInfinity;
   }
 
+  // Of a token of the row.
+  bool keeps(int64_t token) const { return kept(token_at(row_, token), token); }
+
  private:
+  bool kept(float x, int64_t token) const { return x > cut_.logit || (x == cut_.logit && token < cut_.end); }
+
   const Row& row_;
   const Weight& weight_;
   const Cut cut_;

@@ -15,16 +15,21 @@ __device__ __forceinline__ void fill(const Group& group, const RowsOf<T>& out, i
     for (int64_t i = group.thread(); i < out.columns; i += group.threads()) out.row(row)[i * out.stride] = value;
 }
 
+__device__ __forceinline__ void describe_invalid_top(const Group& group, const Details& details, int64_t row) {
+  fill(group, details.top_tokens, row, int64_t{-1});
+  fill(group, details.top_logprobs, row, __uint_as_float(nan_bits<float>()));
+}
+
 __device__ __forceinline__ void describe_invalid_raw_row(const Group& group, const Details& details, int64_t row) {
   const float nan = __uint_as_float(nan_bits<float>());
   fill(group, details.raw_logprobs, row, nan);
   fill(group, details.ranks, row, int64_t{0});
-  fill(group, details.top_tokens, row, int64_t{-1});
-  fill(group, details.top_logprobs, row, nan);
+  if (details.has_top(false)) describe_invalid_top(group, details, row);
 }
 
 __device__ __forceinline__ void describe_invalid_row(const Group& group, const Details& details, int64_t row) {
   describe_invalid_raw_row(group, details, row);
+  if (details.has_top(true)) describe_invalid_top(group, details, row);
   fill(group, details.logprobs, row, __uint_as_float(nan_bits<float>()));
   fill(group, details.numbers, row, int64_t{0});
   if (details.numbers.data && group.thread() == 0) *details.numbers.row(row) = 1;  // the thread that wrote 0 there
@@ -68,9 +73,99 @@ __device__ __forceinline__ void write_numbers(const Sweeps<Row>& sweeps, Cut cut
   for (int i = 0; i < kNumbers; ++i) numbers.row(row)[i * numbers.stride] = said[i];
 }
 
-// What is said of the row before its edits, by all blocks that share it.
+// The first tokens in rank with their log-probabilities, of those that a cut keeps.
+struct Top {
+  const Details& details;
+  int64_t row;
+
+  __device__ uint32_t wanted() const { return static_cast<uint32_t>(details.top_tokens.columns); }
+
+  __device__ __forceinline__ void write_token(const Weight& weight, uint32_t number, uint64_t place,
+                                              float log_total) const {
+    const RowsOf<int64_t>& out = details.top_tokens;
+    const RowsOf<float>& logprobs = details.top_logprobs;
+    out.row(row)[number * out.stride] = place ? int64_t{index_of(place)} : -1;
+    logprobs.row(row)[number * logprobs.stride] =
+        place ? log_probability(weight.exponent(logit_of(place)), log_total) : -kInfinity;
+  }
+
+  // In the leading block, from its list once that is ranked: what has a place at or above `last`.
+  __device__ __forceinline__ void write_list(const Group& group, const Weight& weight, const List& list, uint32_t size,
+                                             uint64_t last, float log_total) const {
+#pragma unroll 1
+    for (uint32_t i = group.thread(); i < wanted(); i += group.threads()) write_token(weight, i, 0, log_total);
+    __syncthreads();
+#pragma unroll 1
+    for (uint32_t i = group.thread(); i < size; i += group.threads())
+      if (list.place[i] >= last && list.count_before[i] < wanted())
+        write_token(weight, list.count_before[i], list.place[i], log_total);
+  }
+
+  // From the row. `bound`: at least as many of its tokens as are asked for reach it, or all that are above -inf.
+  __device__ __forceinline__ void write(const Sweeps<RowAgain>& sweeps, Cut cut, float bound, float log_total) const {
+    Group& group = sweeps.group;
+    const List& list = sweeps.list;
+    const uint32_t size = gather(group, sweeps.row, sweeps.reach, cut, bound, kInfinity, list);
+    if (size > kListSize) return write_one_by_one(sweeps, cut, log_total);
+    if (!group.leads()) return;
+    rank_list(group, sweeps.weight, size, list);
+    write_list(group, sweeps.weight, list, size, 0, log_total);
+  }
+
+ private:
+  // Where ties or one part of the row leave too many for the list: a sweep for each.
+  __device__ __forceinline__ void write_one_by_one(const Sweeps<RowAgain>& sweeps, Cut cut, float log_total) const {
+    Group& group = sweeps.group;
+    uint64_t previous = ~uint64_t{0};
+#pragma unroll 1
+    for (uint32_t number = 0; number < wanted(); ++number) {
+      uint64_t next = 0;
+      sweeps.row.sweep([&](const float (&x)[RowAgain::kTokens], uint32_t index) {
+#pragma unroll
+        for (int i = 0; i < RowAgain::kTokens; ++i) {
+          const uint64_t place = place_in_ranking(x[i], index + i);
+          if (cut.keeps(x[i], index + i) && place < previous && place > next) next = place;
+        }
+      });
+      next = ~group.minimum(~next);
+      if (group.leads() && group.thread() == 0) write_token(sweeps.weight, number, next, log_total);
+      previous = next;
+    }
+  }
+};
+
+// Steps maximum and bound once more.
+struct Head {
+  float reach;  // of this lane
+  float most;
+  float bound;  // which at least as many tokens reach as were asked for, or all that are above -inf
+};
+
+// After a barrier of the group since the draws.
+__device__ __forceinline__ Head head_of(Group& group, const RowAgain& row, uint32_t tokens,
+                                        const MaximumMemory& memory) {
+  float reach = -kInfinity;
+  row.sweep([&](const float (&x)[RowAgain::kTokens], uint32_t) {
+#pragma unroll
+    for (int i = 0; i < RowAgain::kTokens; ++i) reach = maximum_or_nan(reach, x[i]);
+  });
+  if (reach != reach) reach = __uint_as_float(nan_bits<float>());
+  const uint32_t count = share_maxima(group, reach, kFewMaxima, memory.maxima);
+  if (group.warp == 0) {
+    const uint32_t rank = largest_of(memory.maxima, count, group.lane);
+    const float bound = tokens ? bound_of_count(memory.maxima, count, rank, tokens, group.lane) : 0;
+    if (group.lane == 0) {
+      *memory.largest = value_of_rank(rank);
+      *memory.head = bound;
+    }
+  }
+  __syncthreads();
+  return {reach, *memory.largest, *memory.head};
+}
+
+// What is said of a row's draws as it was before its edits, by all blocks that share it.
 struct RawDetails {
-  const Sweeps<RawRow>& sweeps;
+  const Sweeps<RowAgain>& sweeps;
   const Details& details;
   const Tokens& tokens;
   int64_t row;
@@ -103,86 +198,42 @@ struct RawDetails {
       if (group.leads() && group.thread() == 0) out.row(row)[draw * out.stride] = static_cast<int64_t>(rank);
     }
   }
-
-  __device__ __forceinline__ void write_top_token(int64_t number, uint64_t place, float log_total) const {
-    const RowsOf<int64_t>& out = details.top_tokens;
-    const RowsOf<float>& logprobs = details.top_logprobs;
-    out.row(row)[number * out.stride] = place ? int64_t{index_of(place)} : -1;
-    logprobs.row(row)[number * logprobs.stride] =
-        place ? log_probability(sweeps.weight.exponent(logit_of(place)), log_total) : -kInfinity;
-  }
-
-  // `bound`: at least as many tokens as are asked for reach it, or all that are above -inf.
-  __device__ __forceinline__ void write_top(float bound, float log_total) const {
-    Group& group = sweeps.group;
-    const List& list = sweeps.list;
-    const auto wanted = static_cast<uint32_t>(details.top_tokens.columns);
-    const uint32_t size = gather(group, sweeps.row, sweeps.reach, everything(), bound, kInfinity, list);
-    if (size > kListSize) return write_top_one_by_one(wanted, log_total);
-    if (!group.leads()) return;
-    rank_list(group, sweeps.weight, size, list);
-#pragma unroll 1
-    for (uint32_t i = group.thread(); i < size; i += group.threads())
-      if (list.count_before[i] < wanted) write_top_token(list.count_before[i], list.place[i], log_total);
-#pragma unroll 1
-    for (uint32_t i = size + group.thread(); i < wanted; i += group.threads()) write_top_token(i, 0, log_total);
-  }
-
- private:
-  // Where ties or one part of the row leave too many for the list: a sweep for each.
-  __device__ __forceinline__ void write_top_one_by_one(uint32_t wanted, float log_total) const {
-    Group& group = sweeps.group;
-    uint64_t previous = ~uint64_t{0};
-#pragma unroll 1
-    for (uint32_t number = 0; number < wanted; ++number) {
-      uint64_t next = 0;
-      sweeps.row.sweep([&](const float (&x)[RawRow::kTokens], uint32_t index) {
-#pragma unroll
-        for (int i = 0; i < RawRow::kTokens; ++i) {
-          const uint64_t place = place_in_ranking(x[i], index + i);
-          if (x[i] > -kInfinity && place < previous && place > next) next = place;
-        }
-      });
-      next = ~group.minimum(~next);
-      if (group.leads() && group.thread() == 0) write_top_token(number, next, log_total);
-      previous = next;
-    }
-  }
 };
 
-// After a barrier of the group since the draws.
-__device__ __forceinline__ void describe_raw_row(Group& group, const RawRow& raw, const List& list,
+// After a barrier of the group since the draws, as the next.
+__device__ __forceinline__ void describe_raw_row(Group& group, const RowAgain& raw, const List& list,
                                                  const MaximumMemory& memory, const Details& details,
                                                  const Tokens& tokens, int64_t row) {
-  float reach = -kInfinity;
-  raw.sweep([&](const float (&x)[RawRow::kTokens], uint32_t) {
-#pragma unroll
-    for (int i = 0; i < RawRow::kTokens; ++i) reach = maximum_or_nan(reach, x[i]);
-  });
-  if (reach != reach) reach = __uint_as_float(nan_bits<float>());
-  const auto top = static_cast<uint32_t>(details.top_tokens.data ? details.top_tokens.columns : 0);
-  const uint32_t count = share_maxima(group, reach, kFewMaxima, memory.maxima);
-  if (group.warp == 0) {
-    const uint32_t rank = largest_of(memory.maxima, count, group.lane);
-    const float head = top ? bound_of_count(memory.maxima, count, rank, top, group.lane) : 0;
-    if (group.lane == 0) {
-      *memory.largest = value_of_rank(rank);
-      *memory.head = head;
-    }
-  }
-  __syncthreads();
-  const float most = *memory.largest;
-  if (!valid_maximum(most, false)) {
+  const Top top{details, row};
+  const uint32_t wanted = details.has_top(false) ? top.wanted() : 0;
+  const Head head = head_of(group, raw, wanted, memory);
+  if (!valid_maximum(head.most, false)) {
     if (group.leads()) describe_invalid_raw_row(group, details, row);
     return;
   }
-  const Weight weight({1.0f, 0, 1.0f, 0.0f, Order::kTopKFirst, false}, most, raw.vocab);
-  const Sweeps<RawRow> sweeps{group, raw, weight, reach, list};
+  const Weight weight({1.0f, 0, 1.0f, 0.0f, Order::kTopKFirst, false}, head.most, raw.vocab);
+  const Sweeps<RowAgain> sweeps{group, raw, weight, head.reach, list};
   const RawDetails of_raw{sweeps, details, tokens, row};
-  const float log_total = details.raw_logprobs.data || top ? log_of_total(sweeps.mass(everything())) : 0;
+  const float log_total = details.raw_logprobs.data || wanted ? log_of_total(sweeps.mass(everything())) : 0;
   if (details.raw_logprobs.data && group.leads()) of_raw.write_logprobs(log_total);
   if (details.ranks.data) of_raw.write_ranks();
-  if (top) of_raw.write_top(*memory.head, log_total);
+  if (wanted) top.write(sweeps, everything(), head.bound, log_total);
+}
+
+// `total`: Z of what was kept, in the leading block.
+__device__ __forceinline__ void describe_top_of_processed(Group& group, const RowAgain& processed, const Weight& weight,
+                                                          const List& list, const MaximumMemory& memory,
+                                                          const Kept& kept, uint64_t total, const Details& details,
+                                                          int64_t row) {
+  const Top top{details, row};
+  const float log_total = log_of_total(total);
+  if (kept.in_list) {
+    if (group.leads()) top.write_list(group, weight, list, kept.size, kept.last, log_total);
+    return;
+  }
+  const Head head = head_of(group, processed, top.wanted(), memory);
+  const Sweeps<RowAgain> sweeps{group, processed, weight, head.reach, list};
+  top.write(sweeps, kept.cut, head.bound, log_total);
 }
 
 }  // namespace fastsample::cuda

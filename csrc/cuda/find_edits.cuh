@@ -73,9 +73,9 @@ struct EntriesOfRow {
       else
         ignored = true;
     };
-    if (penalties.look_at_prompt())
+    if (penalties.look_at_prompt() && !adjustments.prompt_mask.data)
       for_each({0, prompt.listed}, [&](int64_t i) { mark(prompt[i], Mark::kInPrompt, 0); });
-    if (penalties.look_at_output())
+    if (penalties.look_at_output() && !adjustments.output_counts.data)
       for_each({0, output.listed}, [&](int64_t i) { mark(output[i], Mark::kInOutput, 0); });
     const Csr& biased = adjustments.bias.entries;
     if (biased.tokens)
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       const auto bit = static_cast<uint32_t>(__ffs(static_cast<int>(left)) - 1);
       const uint32_t token = word * 32 + bit, said = marks[edit];
       const uint32_t biased = biases ? biases[edit] : 0;
-      const int64_t count = int64_t{said / kOneInOutput} + (in_counts ? output_count(token) : 0);
+      const int64_t count = in_counts ? output_count(token) : said / kOneInOutput;
       const Bias& bias = adjustments.bias;
       values[edit] = edited_logit(logits.token(token), penalties,
                                   {biased > 0, biased > 0 ? bias.values[(biased - 1) * bias.values_stride] : 0.0f,

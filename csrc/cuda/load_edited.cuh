@@ -10,9 +10,34 @@
 
 namespace fastsample::cuda {
 
+constexpr int kTokensOfVector = 4;
+
+// What a row's edits say of four neighbouring tokens.
+struct EditedVector {
+  uint32_t allowed;  // a bit a token
+  uint32_t edited;
+  const float* values;  // of those edited
+};
+
+__device__ __forceinline__ EditedVector edits_of_vector(const RowEdits& edits, uint32_t begin) {
+  const uint32_t word = begin / 32, bit = begin % 32;
+  uint32_t allowed = edits.allowed_word(word) >> bit, edited = 0;
+  const float* values = nullptr;
+  if (edits.bits) {
+    const uint32_t bits = edits.edited_word(word);
+    edited = bits >> bit;
+    values = edits.values + edits.before[word] + bits_below(bits, bit);
+  }
+  if (bit > 32 - kTokensOfVector) {  // the row does not begin with a vector: some lie in two words
+    allowed |= edits.allowed_word(word + 1) << (32 - bit);
+    edited |= edits.edited_word(word + 1) << (32 - bit);
+  }
+  return {allowed, edited, values};
+}
+
 // A row where it lies, dealt out like Row, but in vectors of four tokens of any dtype.
 struct RowInMemory {
-  static constexpr int kTokens = 4;
+  static constexpr int kTokens = kTokensOfVector;
 
   const char* data;
   int64_t stride;
@@ -64,37 +89,31 @@ struct RowInMemory {
       unpack_halves(*reinterpret_cast<const uint2*>(data + static_cast<int64_t>(begin) * 2), x);
   }
 
-  // Vector v; -inf where the row has no token.
-  __device__ __forceinline__ void read(uint32_t v, float (&x)[kTokens]) const {
+  // Vector v, with its edits if there are any; -inf where the row has no token.
+  __device__ __forceinline__ void read(uint32_t v, const RowEdits* edits, float (&x)[kTokens]) const {
     const uint32_t begin = index(v);
-    if (stride == 1 && whole(begin)) return read_whole(begin, x);
+    if (stride == 1 && whole(begin)) {
+      read_whole(begin, x);
+      if (edits && (edits->bits || edits->allowed)) apply(edits_of_vector(*edits, begin), x);
+      return;
+    }
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) x[i] = begin + i < vocab ? token(begin + i) : -kInfinity;
+    for (int i = 0; i < kTokens; ++i) x[i] = begin + i < vocab ? logit(begin + i, edits) : -kInfinity;
+  }
+
+  __device__ __forceinline__ float logit(int64_t index, const RowEdits* edits) const {
+    return edits ? (*edits)(token(index), index) : token(index);
+  }
+
+  __device__ __forceinline__ static void apply(const EditedVector& said, float (&x)[kTokens]) {
+#pragma unroll
+    for (uint32_t i = 0; i < kTokens; ++i)
+      if (said.edited >> i & 1)
+        x[i] = said.values[bits_below(said.edited, i)];
+      else if (!(said.allowed >> i & 1))
+        x[i] = -kInfinity;
   }
 };
-
-// What a row's edits say of four neighbouring tokens.
-struct EditedVector {
-  uint32_t allowed;  // a bit a token
-  uint32_t edited;
-  const float* values;  // of those edited
-};
-
-__device__ __forceinline__ EditedVector edits_of_vector(const RowEdits& edits, uint32_t begin) {
-  const uint32_t word = begin / 32, bit = begin % 32;
-  uint32_t allowed = edits.allowed_word(word) >> bit, edited = 0;
-  const float* values = nullptr;
-  if (edits.bits) {
-    const uint32_t bits = edits.edited_word(word);
-    edited = bits >> bit;
-    values = edits.values + edits.before[word] + bits_below(bits, bit);
-  }
-  if (bit > 32 - RowInMemory::kTokens) {  // the row does not begin with a vector: some lie in two words
-    allowed |= edits.allowed_word(word + 1) << (32 - bit);
-    edited |= edits.edited_word(word + 1) << (32 - bit);
-  }
-  return {allowed, edited, values};
-}
 
 template <bool kResident>
 struct EditedRow : RowInMemory {
@@ -127,7 +146,7 @@ struct EditedRow : RowInMemory {
 
   __device__ __forceinline__ void vector(uint32_t v, float (&x)[kTokens]) const {
     if (kResident) return unpack(*place(v), x);
-    read_edited(v, x);
+    read(v, &edits, x);
   }
 
   // Takes a token of this warp's stretch out of a resident row.
@@ -146,26 +165,6 @@ struct EditedRow : RowInMemory {
   }
 
  private:
-  __device__ __forceinline__ void apply(const EditedVector& said, float (&x)[kTokens]) const {
-#pragma unroll
-    for (uint32_t i = 0; i < kTokens; ++i)
-      if (said.edited >> i & 1)
-        x[i] = said.values[bits_below(said.edited, i)];
-      else if (!(said.allowed >> i & 1))
-        x[i] = -kInfinity;
-  }
-
-  __device__ __forceinline__ void read_edited(uint32_t v, float (&x)[kTokens]) const {
-    const uint32_t begin = index(v);
-    if (stride == 1 && whole(begin)) {
-      read_whole(begin, x);
-      if (edits.bits || edits.allowed) apply(edits_of_vector(edits, begin), x);
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < kTokens; ++i) x[i] = begin + i < vocab ? edits(token(begin + i), begin + i) : -kInfinity;
-  }
-
   template <class Body>
   __device__ __forceinline__ void take(uint32_t v, uint32_t index, const float (&x)[kTokens], const Body& body) {
     if (kResident)
@@ -177,7 +176,7 @@ struct EditedRow : RowInMemory {
   template <class Body>
   __device__ __forceinline__ void load_edge(uint32_t v, const Body& body) {
     float x[kTokens];
-    read_edited(v, x);
+    read(v, &edits, x);
     take(v, index(v), x, body);
   }
 
@@ -223,15 +222,17 @@ struct EditedRow : RowInMemory {
   }
 };
 
-// The row before its edits: from the chip where it is still there, else read again.
-struct RawRow : RowInMemory {
-  const uint4* on_chip;  // vector v of this lane is on_chip[32 v]; or null
+// A row once more: from the chip where it is still there, else read again, with its edits or before them.
+struct RowAgain : RowInMemory {
+  const RowEdits* edits;  // or null
+  const uint4* on_chip;   // vector v of this lane is on_chip[32 v]; or null
 
-  __device__ RawRow(const RowInMemory& row, const uint4* held) : RowInMemory(row), on_chip(held) {}
+  __device__ RowAgain(const RowInMemory& row, const RowEdits* of_row, const uint4* held)
+      : RowInMemory(row), edits(of_row), on_chip(held) {}
 
   __device__ __forceinline__ void vector(uint32_t v, float (&x)[kTokens]) const {
     if (on_chip) return unpack(on_chip[v * 32], x);
-    read(v, x);
+    read(v, edits, x);
   }
 
   template <class Body>

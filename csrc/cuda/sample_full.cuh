@@ -45,17 +45,19 @@ struct FullOutput {
     if (details.numbers.data)
       write_numbers(sweeps, cut_of(group, kept), call.filters[row].temperature, details.numbers, row);
     const Draws drawn = draws_with(random);
-    const uint64_t total = draws() ? sample_row(sweeps, kept, only_maximum, drawn) : kLargestWeight;
-    const bool of_raw = details.of_raw_row();
-    if (!of_raw && !details.logprobs.data && !call.history) return;
+    const bool of_raw = details.of_raw_row(), top_of_processed = details.has_top(true);
+    const uint64_t total = draws() || top_of_processed ? sample_row(sweeps, kept, only_maximum, drawn) : kLargestWeight;
+    if (!of_raw && !top_of_processed && !details.logprobs.data && !call.history) return;
     // Any block may have drawn, and the row's offset may lie in the history: each has read it before this.
     group.sync();
     if (details.logprobs.data && group.leads()) write_logprobs(sweeps, drawn, total);
-    if (of_raw) {
-      const bool as_read = Row::kStays && !call.edits && drawn.replacement;
-      const RawRow raw(sweeps.row, as_read ? sweeps.row.place(0) : nullptr);
-      describe_raw_row(group, raw, sweeps.list, memory, details, call.tokens, row);
-    }
+    const uint4* const held = Row::kStays && drawn.replacement ? sweeps.row.place(0) : nullptr;
+    if (top_of_processed)
+      describe_top_of_processed(group, RowAgain(sweeps.row, &edits, held), sweeps.weight, sweeps.list, memory, kept,
+                                total, details, row);
+    if (of_raw)
+      describe_raw_row(group, RowAgain(sweeps.row, nullptr, call.edits ? nullptr : held), sweeps.list, memory, details,
+                       call.tokens, row);
     if (draws() && group.leads() && group.thread() == 0) call.history.record(row, drawn.tokens[0]);
   }
 

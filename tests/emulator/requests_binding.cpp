@@ -131,7 +131,8 @@ class Fields {
     const auto logprobs = rows_of<float>(), raw_logprobs = rows_of<float>();
     const auto ranks = rows_of<int64_t>(), top_tokens = rows_of<int64_t>();
     const auto top_logprobs = rows_of<float>();
-    return {logprobs, raw_logprobs, ranks, top_tokens, top_logprobs, rows_of<int64_t>()};
+    const auto numbers = rows_of<int64_t>();
+    return {logprobs, raw_logprobs, ranks, top_tokens, top_logprobs, numbers, next<bool>()};
   }
 
  private:

@@ -17,15 +17,17 @@ VOCABULARIES = (33, 1003) if REHEARSAL else (33, 4099, 128256, 2**20 + 3)
 ROWS = 3
 
 
-def adjustments(vocab: int) -> dict[str, Any]:
-    """One of everything, with entries that are to be ignored."""
+def adjustments(vocab: int, counts: bool) -> dict[str, Any]:
+    """One of everything, with entries that are to be ignored; penalties by `counts` or by the list of the output."""
     generator = torch.Generator().manual_seed(vocab)
 
     def ids(*shape: int) -> Tensor:
         return torch.randint(-1, vocab + 1, shape, generator=generator)
 
     output = ids(ROWS, 12)
+    by_token = {"output_counts": torch.randint(0, 3, (ROWS, vocab), generator=generator, dtype=torch.int32)}
     return {
+        **(by_token if counts else {}),
         "repetition_penalty": torch.tensor([1.0, 1.3, 0.7]),
         "presence_penalty": 0.25,
         "frequency_penalty": torch.tensor([0.0, 0.5, -0.125]),
@@ -33,7 +35,6 @@ def adjustments(vocab: int) -> dict[str, Any]:
         "prompt_lengths": torch.tensor([40, 0, 17]),
         "output_tokens": output,
         "output_lengths": torch.tensor([12, 5, 99]),
-        "output_counts": torch.randint(0, 3, (ROWS, vocab), generator=generator, dtype=torch.int32),
         "logit_bias": LogitBias.of([{0: 5.0, vocab - 1: -5.0, vocab: 1.0}, None, {vocab // 2: float("-inf")}]),
         "bad_words": BadWords.of([[[int(output[0, 11]), 3]], [[1]], None]),
         "min_tokens": 8,
@@ -73,13 +74,14 @@ def test_requests(target: Target, vocab: int, dtype: torch.dtype, filters: tuple
     logits = (torch.randn(ROWS, vocab, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
     named = dict(zip(("temperature", "top_k", "top_p"), filters, strict=True))
     check(target, logits, seed=5, **named)
-    check(target, logits, seed=5, **named, **adjustments(vocab))
+    for counts in (False, True):
+        check(target, logits, seed=5, **named, **adjustments(vocab, counts))
 
 
 def test_rows_are_mapped_and_bad_ones_leave_their_neighbours(target: Target) -> None:
     logits = torch.randn(4, 1003, generator=torch.Generator().manual_seed(2))
     logits[1, 7] = float("nan")
-    given = adjustments(1003)
+    given = adjustments(1003, counts=True)
     given["repetition_penalty"] = torch.tensor([1.2, float("nan"), 0.0])
     check(target, logits, seed=torch.arange(ROWS), indices=torch.tensor([3, 0, 9]), top_k=20, **given)
     check(target, logits[:ROWS], seed=5, top_k=20, **given)

@@ -28,9 +28,9 @@ def logits_of(number: int, rows: int = SLOTS) -> Tensor:
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(number)) * 2
 
 
-def bitmask_of(number: int) -> Tensor:
+def bitmask_of(number: int, *slots: int) -> Tensor:
     generator = torch.Generator().manual_seed(number)
-    return torch.randint(-(2**31), 2**31, (VOCAB // 32,), generator=generator, dtype=torch.int32)
+    return torch.randint(-(2**31), 2**31, (*slots, VOCAB // 32), generator=generator, dtype=torch.int32)
 
 
 class Pair:
@@ -67,8 +67,8 @@ class Pair:
         elif number == 4:
             self.update(5, output_tokens=[1, 2], frequency_penalty=0.0)
 
-    def check(self, tokens: Tensor, number: int) -> None:
-        expected = self.here.step(logits_of(number))
+    def check(self, tokens: Tensor, number: int, bitmask: Tensor | None = None) -> None:
+        expected = self.here.step(logits_of(number), bitmask=bitmask)
         if not COMPILING:
             assert_same_tokens(tokens.cpu(), expected)
             assert torch.equal(self.there.lengths.cpu(), self.here.lengths)
@@ -81,8 +81,10 @@ def test_steps_are_those_of_the_cpu(target: Target, bad_words: bool) -> None:
         pair.add(seed=seed, **request, **({"bad_words": [[5], [seed, 6]]} if bad_words else {}))
     for number in range(6):
         pair.change(number)
-        tokens = pair.there.step(logits_of(number).to(target.device))
-        pair.check(target.maybe_spoilt(tokens), number)
+        mask = bitmask_of(number, SLOTS) if number % 2 else None
+        there = None if mask is None else mask.to(target.device)
+        tokens = pair.there.step(logits_of(number).to(target.device), bitmask=there)
+        pair.check(target.maybe_spoilt(tokens), number, mask)
 
 
 def test_rows_of_some(target: Target) -> None:
@@ -97,19 +99,23 @@ def test_rows_of_some(target: Target) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("bad_words", [False, True])
-def test_replays_are_eager_steps(target: Target, bad_words: bool) -> None:
-    """Captured before the first request; then requests come, change and go between replays."""
-    pair = Pair(target, (*WITHOUT_BAD_WORDS, "bad_words") if bad_words else WITHOUT_BAD_WORDS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("features", [(*WITHOUT_BAD_WORDS, "bad_words"), WITHOUT_BAD_WORDS], ids=str)
+def test_replays_are_eager_steps(target: Target, features: tuple[str, ...], masked: bool) -> None:
+    """Captured before the first request; then requests come, change and go between replays, and grammars of all
+    slots are written into the tensor that the graph reads.
+    """
+    pair = Pair(target, features)
     logits = torch.zeros(SLOTS, VOCAB, device="cuda")
+    masks = bitmask_of(0, SLOTS).cuda() if masked else None
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        pair.there.step(logits)
+        pair.there.step(logits, bitmask=masks)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        tokens = pair.there.step(logits)
+        tokens = pair.there.step(logits, bitmask=masks)
     assert pair.there.lengths.tolist() == [0] * SLOTS
     places = [buffer.data_ptr() for buffer in pair.there.buffers]
 
@@ -118,9 +124,12 @@ def test_replays_are_eager_steps(target: Target, bad_words: bool) -> None:
     for number in range(6):
         pair.change(number)
         logits.copy_(logits_of(number))
+        mask = bitmask_of(number, SLOTS) if masked else None
+        if masks is not None and mask is not None:
+            masks.copy_(mask)
         pair.there.flush()
         graph.replay()
-        pair.check(tokens, number)
+        pair.check(tokens, number, mask)
     pair.check(pair.there.step(logits_of(6).to("cuda")), 6)  # an eager step goes on from the replays
     assert [buffer.data_ptr() for buffer in pair.there.buffers] == places
 

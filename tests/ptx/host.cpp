@@ -39,7 +39,8 @@ void print_per_row(const char* name) {
   [[maybe_unused]] const auto& [matrix, matrix_row_stride, matrix_stride, columns] = RowsOf<float>{};
   [[maybe_unused]] const auto& [allowed, bits, before, values, words, capacity] = Edits{};
   [[maybe_unused]] const auto& [history, lengths, lengths_stride, counts] = History{};
-  [[maybe_unused]] const auto& [logprobs, raw_logprobs, ranks, top_tokens, top_logprobs, numbers] = Details{};
+  [[maybe_unused]] const auto& [logprobs, raw_logprobs, ranks, top_tokens, top_logprobs, numbers, top_of_processed] =
+      Details{};
   [[maybe_unused]] const auto& [full_batch, full_indices, full_filters, full_randomness, full_replacement, full_tokens,
                                 edits, full_history, details] = SampleFull{};
 }

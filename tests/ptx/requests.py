@@ -44,7 +44,7 @@ class HistoryOf(ctypes.Structure):
 
 
 class DetailsOf(ctypes.Structure):
-    _fields_ = tuple((name, RowsOf) for name in Details._fields)
+    _fields_ = (*((name, RowsOf) for name in Details._fields[:-1]), ("top_of_processed", c_bool))
 
 
 class SampleFull(ctypes.Structure):
@@ -78,6 +78,7 @@ class FullCall:
     randomness: Randomness
     edits: Edits = field(default_factory=Edits)
     asked: tuple[tuple[str, int], ...] = ()
+    top_of_processed: bool = False
 
     def run(self, gpu: Gpu, shape: Shape) -> tuple[Tensor, dict[str, Tensor], Counts]:
         """The tokens, what is said of them by name, and what the kernel did."""
@@ -101,7 +102,7 @@ class FullCall:
             replacement=True,
             tokens=TokenMatrix(tokens.address, rows, 1, 1, 1),
             edits=_edits(memory, self.edits, vocab),
-            details=DetailsOf(**details),
+            details=DetailsOf(**details, top_of_processed=self.top_of_processed),
         )
         arguments = [bytes(call), bytes(shape), bytes(workspace(memory, plain, shape))]
         (name,) = (name for name in module.names if re.search(rf"sample_full_kernelILb{int(shape.resident)}E", name))
