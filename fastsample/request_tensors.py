@@ -113,7 +113,8 @@ class RequestTensors:
         if "logit_bias" in features:
             given["logit_bias"] = LogitBias(*self._packed("logit_bias"))
         if "bad_words" in features and self._outputs is not None:
-            given["bad_words"] = BadWords(*self._packed("bad_words"))
+            tokens, word_offsets, row_offsets = self._packed("bad_words")
+            given["bad_words"] = BadWords(tokens, word_offsets, row_offsets)
             given["output_tokens"] = self._outputs.tensor
             given["output_lengths"] = self.lengths
         if "min_tokens" in features:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import emulator_builds
-from fastsample import ops
+from fastsample import ops, reference
 from fastsample.adjustments import Adjustments
 from fastsample.arguments import Details, Edits, Filters, History, Randomness
 from fastsample.schemas import most_edits
@@ -155,6 +155,7 @@ def _randomness(randomness: Randomness) -> BatchRandomness:
 
 def _tokens(tokens: Tensor) -> Tokens:
     assert tokens.dtype == torch.int64
+    tokens = reference.by_draw(tokens)
     return Tokens(tokens.data_ptr(), *tokens.shape, *tokens.stride())
 
 
@@ -246,7 +247,7 @@ _DETAILS = (torch.float32, torch.float32, torch.int64, torch.int64, torch.float3
 
 def sample_full_call(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any) -> list[float]:
     """What the operator `sample_full` is called with, for the kernels."""
-    details = Details(*arguments[24:31])
+    details = Details(*arguments[24:31]).by_draw()
     return _flat(
         _batch(logits),
         _vector(indices, torch.int64),

@@ -37,7 +37,7 @@ def normal_rows(rows: int, vocab: int, dtype: torch.dtype, before: int = 0) -> T
     return buffer.to(dtype)[before:].view(rows, vocab)
 
 
-def everything_at_once(rows: int, vocab: int, by_token: bool = True) -> Adjustments:
+def everything_at_once(rows: int, vocab: int, by_token: bool = False) -> Adjustments:
     """Every kind of adjustment, each token in several of them; histories `by_token` too, or by their lists alone."""
     random = torch.Generator().manual_seed(rows * vocab)
 
@@ -99,7 +99,7 @@ def larger_calls(vocab: int) -> Iterator[FullCall]:
         dtype = (torch.float32, torch.bfloat16, torch.float16)[number % 3]
         logits = normal_rows(2, vocab, dtype, before=number)
         odd = number % 2 == 1
-        yield full_call(logits, filters, everything_at_once(2, vocab, by_token=not odd), top_of_processed=odd)
+        yield full_call(logits, filters, everything_at_once(2, vocab, by_token=odd), top_of_processed=odd)
         yield full_call(logits, filters, Adjustments(), num_samples=3, replacement=not odd, top_of_processed=not odd)
     tied = (normal_rows(2, vocab, torch.float32) > 0).float()  # more equal tokens than a list holds
     tied[1, vocab // 3] = -math.inf

@@ -237,6 +237,15 @@ def test_greedy_rows_have_no_gradient(name: str) -> None:
 # --- the importance ratio
 
 
+@public
+def test_a_trainers_log_probability_is_the_samplers(name: str) -> None:
+    """By `==` here, where both take the logarithm in float64: one of float32 differed in 1 of 150 rows."""
+    logits = torch.randn(4000, 300, generator=torch.Generator().manual_seed(0)) * 2
+    full = fastsample.sample_full(logits, 0.8, top_p=0.9, seed=3, kept_set=True, backend=backend_of(name))
+    trainer = fastsample.filtered_log_probs(logits, full.tokens, 0.8, kept=full.kept)
+    assert torch.equal(trainer, full.logprobs)
+
+
 def kept_mass(full: fastsample.SampleOutput) -> Tensor:
     return full.kept_mass[:, None]
 
@@ -367,16 +376,6 @@ def kept_calls(draw: st.DrawFn, vocabularies: tuple[int, ...] = (1, 2, 31, 65, 3
         by_row = torch.from_numpy(random.choice(temperatures, count).astype(np.float32))
     temperature = draw(st.sampled_from(TEMPERATURES))
     return logits, tokens, kept.tokens, kept.offsets, temperature, draw(st.sampled_from((None, by_row)))
-
-
-def check_kept_log_probs(backend: Ops, call: tuple[Any, ...]) -> None:
-    found, expected = backend.kept_log_probs(*call), REFERENCE.kept_log_probs(*call)
-    assert found.dtype is torch.float32
-    assert (ulp_distance(found, expected) <= 4).all(), (found, expected)
-
-
-def test_kept_log_probs_gives_what_the_reference_gives(name: str) -> None:
-    run_examples(name, "kept_log_probs", kept_calls, check_kept_log_probs)
 
 
 def check_kept_log_probs_with_masked_logits(backend: Ops, call: tuple[Any, ...]) -> None:

@@ -196,8 +196,8 @@ def check_step_by_step(given: dict[str, Any], full: fastsample.SampleOutput) -> 
 @pytest.fixture
 def backend(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """What `backend=` takes for a backend, "cuda" for the emulator included."""
-    if kernels(name, "sample_full") is None:
-        pytest.skip("sample_full has no kernel there")
+    for operator in ("find_edits", "sample_full"):
+        kernels(name, operator)
     if name == "cuda":
         emulated = emulated_ops()
         for module in (full_sampling, transforms):

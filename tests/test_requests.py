@@ -43,20 +43,25 @@ EXAMPLES = {"reference": 120, "cpu-scalar": 60, "cpu-avx2": 60, "cpu-avx512": 60
 SMALL = {"triton": (1, 33, 65)}
 
 
-def kernels(name: str, operator: str) -> Ops | None:
-    """The operators by the kernels that `name` stands for, "triton" and "cuda" on this CPU; None where `operator` has
-    no kernel there, which leaves the reference.
+def kernels(name: str, operator: str) -> Ops:
+    """The operators by the kernels that `name` stands for, "triton" and "cuda" on this CPU.
+
+    Fails where `operator` has no kernel there: its registration is lost, and the reference would be tested instead.
     """
     if name == "reference":
         return REFERENCE
     if name == "triton":
-        there = ops.triton_status() == "ok" and ops.triton_is_interpreted() and operator in ops._HAS_TRITON_KERNEL
-        return ops.triton_only if there else None
-    if name == "cuda":
-        emulated = emulated_ops()
-        return None if getattr(emulated, operator) is getattr(REFERENCE, operator) else emulated
-    there = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsample::{operator}", "CPU")
-    return ops.compiled if there else None
+        if ops.triton_status() != "ok" or not ops.triton_is_interpreted():
+            missing("Triton's interpreter is not to be had here")
+        backend, there = ops.triton_only, operator in ops._HAS_TRITON_KERNEL
+    elif name == "cuda":
+        backend = emulated_ops()
+        there = getattr(backend, operator) is not getattr(REFERENCE, operator)
+    else:
+        backend = ops.compiled
+        there = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastsample::{operator}", "CPU")
+    assert there, f"{operator} has no kernel on {name}"
+    return backend
 
 
 @pytest.fixture(params=(*BACKENDS, "triton", "cuda"))
@@ -89,8 +94,6 @@ def run_examples(
     process, or 10 times as many of a number.
     """
     backend = kernels(name, operator)
-    if backend is None:
-        pytest.skip(f"{operator} has no kernel there")
     strategy = calls(vocabularies=SMALL[name]) if name in SMALL else calls()
 
     # Not shrunk: that takes an interpreter minutes, and the calls are small.

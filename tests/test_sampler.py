@@ -229,7 +229,7 @@ def test_each_request_draws_what_it_draws_alone_again(backend_name: str, feature
 def test_triton_draws_the_same() -> None:
     """A short run: its interpreter takes long."""
     if ops.triton_status() != "ok" or not ops.triton_is_interpreted():
-        pytest.skip("Triton's interpreter is not to be had here")
+        missing("Triton's interpreter is not to be had here")
     engine = Engine("triton", ALL)
     slots = [
         engine.sampler.add(seed=1, top_k=5, repetition_penalty=1.3, prompt_tokens=[1, 2]),

@@ -313,6 +313,29 @@ def test_scratch_memory_need_not_be_zero(poisoned_memory: None) -> None:
             check_residual(TRITON, Residual(call, logits.roll(1, 1), torch.arange(2), agree.PLAIN, False, False))
 
 
+def test_counts_that_span_more_than_32_bits() -> None:
+    """Those of a large batch that lie token by token, of which only what is named here takes memory."""
+    rows, vocab, stride = 2, 34, 2**26
+    try:
+        memory = torch.empty(rows + (vocab - 1) * stride, dtype=torch.int32)
+    except RuntimeError as error:
+        pytest.skip(f"no room for 2^31 counts here ({error})")
+    counts = memory.as_strided((rows, vocab), (1, stride)).zero_()
+    counts[:, 3], counts[0, 33] = 2, 5
+    logits = agree.normal(rows * vocab, 2.0).view(rows, vocab)
+    logits[:, 32] = 99.0
+    requests.check_edits(
+        TRITON, RequestCall(logits, None, rows, Adjustments(frequency_penalty=0.5, output_counts=counts))
+    )
+    expected = counts.clone()
+    expected[:, 32] += 1
+    TRITON.sample_full(
+        torch.empty((rows, 1), dtype=torch.int64),
+        *(logits, None, *agree.PLAIN, *agree.SEEDED, True, *Edits(), *History(counts=counts), *Details()),
+    )
+    assert torch.equal(counts, expected)
+
+
 # --- through the public functions
 
 

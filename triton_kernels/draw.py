@@ -30,6 +30,8 @@ def write(out, draw, token):
 @triton.jit
 def record(history, row, token, first):
     """Law section 7: put the first token drawn of a row into its history; -1 changes nothing."""
+    # The row's length may be its offset as well, which every warp has read by then.
+    tl.debug_barrier()
     # Atomics, since one thread makes them and all have what was there: a load could see another's store.
     drawn = first & (token >= 0)
     one = tl.full((), 1, tl.int64)

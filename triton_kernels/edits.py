@@ -185,7 +185,9 @@ def of_mask(mask, row, token, wanted):
 @triton.jit
 def count_of(counts, row, token, wanted):
     """A row's counts at a tile of tokens, in a matrix that may not be there; none is negative."""
-    return tl.maximum(tl.load(place_in(counts, row, token), mask=wanted & is_given(counts), other=0), 0)
+    # Those of a large batch that lie token by token span more than 2^31 elements.
+    place = place_in(counts, row, token.to(tl.int64))
+    return tl.maximum(tl.load(place, mask=wanted & is_given(counts), other=0), 0)
 
 
 @triton.jit

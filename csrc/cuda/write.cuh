@@ -81,9 +81,10 @@ __device__ __forceinline__ void write_probabilities(const Sweeps<Row>& sweeps, C
   });
 }
 
-// What the logarithm of Z, in units of the largest weight, takes off every log-probability.
+// What the logarithm of Z, in units of the largest weight, takes off every log-probability. In float64, see
+// LogProbability in csrc/cpu/kept.h.
 __device__ __forceinline__ float log_of_total(uint64_t total) {
-  return log1pf(__fmul_rn(static_cast<float>(total - kLargestWeight), 0x1p-40f));
+  return static_cast<float>(log1p(static_cast<double>(static_cast<float>(total - kLargestWeight)) * 0x1p-40));
 }
 
 __device__ __forceinline__ float log_probability(float d, float log_total) {

@@ -110,6 +110,7 @@ void print_layout() {
   FIELD(Details, "DetailsOf", top_tokens);
   FIELD(Details, "DetailsOf", top_logprobs);
   FIELD(Details, "DetailsOf", numbers);
+  FIELD(Details, "DetailsOf", top_of_processed);
   FIELD(SampleFull, "SampleFull", batch);
   FIELD(SampleFull, "SampleFull", indices);
   FIELD(SampleFull, "SampleFull", filters);
