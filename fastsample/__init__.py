@@ -6,8 +6,8 @@ from fastsample import integrations
 from fastsample.adjustments import BadWords, LogitBias, LogitsAdjustments, TokenLists, pack_bitmask
 from fastsample.arguments import History
 from fastsample.backends import BackendStatus, backends
-from fastsample.flashinfer_dropins import chain_speculative_sampling
 from fastsample.full_sampling import SampleOutput, sample_full
+from fastsample.integrations.flashinfer import chain_speculative_sampling
 from fastsample.request import RequestParameters
 from fastsample.sampler import Sampler
 from fastsample.sampling import sample

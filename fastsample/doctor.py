@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastsample import native_objects, ops
 from fastsample.backends import BackendStatus, backends
+from fastsample.integrations.status import IntegrationStatus, integration_statuses
 from fastsample.sampling import sample
 
 # What the native kernels choose between, as /proc/cpuinfo spells it.
@@ -57,6 +58,7 @@ class Report(NamedTuple):
     gpu: dict[str, str]
     backends: dict[str, BackendStatus]
     self_checks: list[SelfCheck]
+    integrations: dict[str, IntegrationStatus]
 
     @property
     def healthy(self) -> bool:
@@ -86,7 +88,7 @@ def examine() -> Report:
         for instruction_set in ops.INSTRUCTION_SETS[: ops.INSTRUCTION_SETS.index(backend.instruction_set) + 1]:
             with ops.instruction_set_capped(instruction_set):
                 checks.append(self_check(cases, name, instruction_set))
-    return Report(_versions(), _cpu(), _gpu(), status, checks)
+    return Report(_versions(), _cpu(), _gpu(), status, checks, integration_statuses())
 
 
 def expected_draws() -> list[Case]:
@@ -139,6 +141,7 @@ def render(report: Report) -> str:
     lines = [f"{name}: {value}" for name, value in _facts(report).items()]
     for backend in report.backends.values():
         lines.append(f"backend {backend.name}: {'usable' if backend.usable else 'not usable'}: {backend.detail}")
+    lines += [f"integration {host}: {integration.summary}" for host, integration in report.integrations.items()]
     lines += [f"self-check {_label(check)}: {_verdict(check)}" for check in report.self_checks]
     return "\n".join(lines)
 
@@ -159,10 +162,13 @@ def main() -> int:
     usable = Table("backend", "usable", "what or why not", title="Backends")
     for backend in report.backends.values():
         usable.add_row(backend.name, "[green]yes" if backend.usable else "[yellow]no", backend.detail)
+    hosts = Table("host", "state", title="Integrations")
+    for host, integration in report.integrations.items():
+        hosts.add_row(host, integration.summary)
     checks = Table("backend", "result", title="Self-check against the reference, by ==")
     for check in report.self_checks:
         checks.add_row(_label(check), ("[green]" if check.disagreements == 0 else "[bold red]") + _verdict(check))
-    for table in (facts, usable, checks):
+    for table in (facts, usable, hosts, checks):
         console.print(table)
     return 0 if report.healthy else 1
 

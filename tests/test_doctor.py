@@ -60,7 +60,7 @@ def test_a_disagreement_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert check.disagreements == 1
     assert check.first is not None
     assert "row 3, draw 1" in check.first
-    report = doctor.Report({}, {}, {}, {}, [check])
+    report = doctor.Report({}, {}, {}, {}, [check], {})
     assert not report.healthy
     assert "1 of" in doctor.render(report)
     assert "DISAGREE" in doctor.render(report)
@@ -87,6 +87,7 @@ def test_the_command_with_and_without_rich(
             "triton",
             "cuda",
             "draws agree",
+            "flashinfer",
         ):
             assert word in text
     assert "backend reference: usable" in plain
