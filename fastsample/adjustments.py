@@ -7,7 +7,6 @@ them to `Adjustments`, the operators' form. Lists of different length per row ar
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from itertools import accumulate
 from numbers import Real
 from typing import Any, NamedTuple, TypedDict
@@ -19,6 +18,7 @@ from fastsample import python_lists
 from fastsample.arguments import (
     Edits,
     check_device,
+    check_names,
     describe,
     integer_matrix,
     integer_number,
@@ -52,6 +52,27 @@ class TokenLists(NamedTuple):
             for number, row in enumerate(given)
         ]
         return cls(_joined(rows).to(device), _offsets(rows).to(device))
+
+    def select(self, rows: Tensor) -> "TokenLists":
+        """The lists of some rows, in their order: those of a shuffled minibatch, for example. Synchronises a GPU.
+
+        rows: integer tensor [n] on the lists' device, each from 0 to batch - 1; a row may come several times.
+        """
+        batch, device = self.offsets.shape[0] - 1, self.offsets.device
+        rows = integer_vector("rows", rows, None, device)
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
+            raise ValueError(f"rows: got {int(rows.min())} to {int(rows.max())}; accepted: 0 to {batch - 1}")
+        begins, lengths = self.offsets[rows], self.offsets.diff()[rows]
+        offsets = torch.nn.functional.pad(lengths.cumsum(dim=0), (1, 0))
+        place = torch.arange(int(offsets[-1]), device=device)
+        return TokenLists(self.tokens[place + (begins - offsets[:-1]).repeat_interleave(lengths)], offsets)
+
+    @classmethod
+    def cat(cls, lists: "Sequence[TokenLists]") -> "TokenLists":
+        """The rows of several batches as those of one."""
+        lengths = torch.cat([one.offsets.diff() for one in lists])
+        offsets = torch.nn.functional.pad(lengths.cumsum(dim=0), (1, 0))
+        return cls(torch.cat([one.tokens for one in lists]), offsets)
 
 
 class LogitBias(NamedTuple):
@@ -210,7 +231,8 @@ _NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penal
 _ROUNDS_TO_0, _OVERFLOWS = 2.0**-150, 2.0**128 - 2.0**103
 # Other arguments of the functions that take adjustments, for who mistypes one.
 _OTHERS = ("temperature", "top_k", "top_p", "min_p", "seed", "offset", "stream", "generator", "order", "num_samples")
-_KNOWN = frozenset(LogitsAdjustments.__annotations__)
+_OF_SAMPLE_FULL = {"raw_logprobs", "top_logprobs", "top_logprobs_of", "distribution", "kept_set", "history"}
+_KNOWN = sorted(LogitsAdjustments.__annotations__)
 
 
 class Normalised(NamedTuple):
@@ -228,11 +250,9 @@ def normalise(given: LogitsAdjustments, batch: int, vocab: int, device: torch.de
 
     Values in tensors are not looked at. Raises TypeError or ValueError, which names the argument.
     """
-    unknown = given.keys() - _KNOWN
-    if unknown:
-        name = min(unknown)
-        meant = "".join(f", did you mean {close!r}?" for close in get_close_matches(name, (*_KNOWN, *_OTHERS), 1))
-        raise TypeError(f"got an unknown argument {name!r}{meant}; accepted adjustments: {', '.join(sorted(_KNOWN))}")
+    if said := sorted(given.keys() & _OF_SAMPLE_FULL):
+        raise TypeError(f"got the argument {said[0]!r}, which is one of `fastsample.sample_full`; call that instead")
+    check_names(given, _KNOWN, _OTHERS)
     repetition = check_penalty("repetition_penalty", given.get("repetition_penalty", 1.0), batch, device)
     presence = check_penalty("presence_penalty", given.get("presence_penalty", 0.0), batch, device)
     frequency = check_penalty("frequency_penalty", given.get("frequency_penalty", 0.0), batch, device)
@@ -284,12 +304,12 @@ def find_edits(
     return Edits(adjustments.allowed, bits, before, values), found if status is None else found | status
 
 
-def pack_bitmask(lists: TokenLists, vocab: int, *, empty: bool = True) -> Tensor:
+def pack_bitmask(lists: TokenLists | Tensor, vocab: int, *, empty: bool = True) -> Tensor:
     """The bitmask that allows what is listed, in the layout of xgrammar and llguidance: bit i % 32 of word i / 32.
 
     Args:
         lists: the allowed ids of each row, as `TokenLists`; ids outside [0, vocab) and what offsets that fall leave
-            of a row are ignored.
+            of a row are ignored. Or a bool tensor [batch, vocab], True where a token is allowed.
         vocab: the length of a row of logits, at least 1.
         empty: whether a row with an empty list has all bits set, as `allowed_tokens` has it, or none, as a
             `prompt_mask` needs it.
@@ -298,12 +318,23 @@ def pack_bitmask(lists: TokenLists, vocab: int, *, empty: bool = True) -> Tensor
         int32 [batch, ceil(vocab / 32)] on the device of the lists.
 
     Raises:
-        TypeError, ValueError: the lists are no `TokenLists` of integer tensors on one device.
+        TypeError, ValueError: the lists are no such tensor, nor `TokenLists` of integer tensors on one device.
     """
+    if isinstance(lists, Tensor) and lists.dtype is torch.bool and lists.shape == (lists.shape[0], vocab):
+        return _packed(torch.nn.functional.pad(lists, (0, -vocab % 32)))
     if not isinstance(lists, TokenLists) or not isinstance(lists.offsets, Tensor) or lists.offsets.dim() != 1:
-        raise TypeError(f"lists: got {describe(lists)}; accepted: a TokenLists (TokenLists.of([[1, 2], None]))")
+        raise TypeError(
+            f"lists: got {describe(lists)}; accepted: a TokenLists (TokenLists.of([[1, 2], None])), or a bool tensor "
+            f"[batch, {vocab}]"
+        )
     batch, device = lists.offsets.shape[0] - 1, lists.offsets.device
     return _pack(check_lists("lists", lists, batch, device), vocab, empty)[0]
+
+
+def _packed(bits: Tensor) -> Tensor:
+    """int32 [rows, words] of bools [rows, 32 * words]."""
+    powers = torch.ones(32, dtype=torch.int32, device=bits.device) << torch.arange(32, device=bits.device)
+    return (bits.view(bits.shape[0], -1, 32) * powers.to(torch.int32)).sum(dim=2, dtype=torch.int32)
 
 
 def _pack(lists: TokenLists, vocab: int, empty: bool) -> tuple[Tensor, Tensor]:
@@ -319,8 +350,7 @@ def _pack(lists: TokenLists, vocab: int, empty: bool) -> tuple[Tensor, Tensor]:
     nowhere = rows * words * 32
     bits = torch.zeros(nowhere + 1, dtype=torch.bool, device=tokens.device)
     bits[torch.where(listed & inside, row * (words * 32) + tokens, nowhere)] = True
-    powers = torch.ones(32, dtype=torch.int32, device=tokens.device) << torch.arange(32, device=tokens.device)
-    packed = (bits[:-1].view(rows, words, 32) * powers.to(torch.int32)).sum(dim=2, dtype=torch.int32)
+    packed = _packed(bits[:-1].view(rows, words * 32))
     ignored = (rising != offsets)[:-1] | (rising != offsets)[1:]
     outside = torch.zeros(rows + 1, dtype=torch.bool, device=tokens.device)
     outside[torch.where(listed & ~inside, row, rows)] = True
@@ -396,7 +426,8 @@ def check_bitmask(name: str, mask: Any, batch: int, vocab: int, device: torch.de
     words = (vocab + 31) // 32
     accepted = f"an int32 tensor [{batch}, at least {words}] (32 tokens a word, {vocab} in all)"
     if not isinstance(mask, Tensor) or mask.dtype is not torch.int32:
-        raise TypeError(f"{name}: got {describe(mask)}; accepted: {accepted}")
+        hint = "; fastsample.pack_bitmask makes one of bools" if getattr(mask, "dtype", None) is torch.bool else ""
+        raise TypeError(f"{name}: got {describe(mask)}; accepted: {accepted}{hint}")
     rows_fit = mask.dim() == 2 and (mask.shape[0] == 1 or mask.shape[0] == batch)
     if mask.layout is not torch.strided or not rows_fit or mask.shape[1] < words:
         raise ValueError(f"{name}: got {describe(mask)}; accepted: {accepted}, or [1, ...] for all rows")

@@ -8,6 +8,8 @@ first (`type(x) is float`, which a NaN or an out-of-range value fails too) and l
 functions below.
 """
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -207,6 +209,19 @@ def normalise_tokens(tokens: Any, logits: Tensor) -> Tensor:
     if logits.dim() == 1:
         return rows.view(1, -1) if rows.dim() == 0 else rows.unsqueeze(0)
     return rows.unsqueeze(1) if rows.dim() == 1 else rows
+
+
+def check_names(given: Collection[str], accepted: Collection[str], others: Collection[str] = ()) -> None:
+    """Raise a TypeError, with the name that is probably meant, unless all names of arguments are accepted.
+
+    others: names that are meant by some of those who mistype one, but are not accepted here.
+    """
+    unknown = sorted(set(given) - set(accepted))
+    if unknown:
+        meant = "".join(
+            f", did you mean {close!r}?" for close in get_close_matches(unknown[0], (*accepted, *others), 1)
+        )
+        raise TypeError(f"got an unknown argument {unknown[0]!r}{meant}; accepted: {', '.join(accepted)}")
 
 
 def check_flag(name: str, flag: Any) -> None:

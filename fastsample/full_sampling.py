@@ -120,7 +120,7 @@ def sample_full(
         top_logprobs: how many of the most probable tokens to list with their log-probabilities. Up to 32 from the same
             pass; more by a second one that sorts the row.
         top_logprobs_of: the distribution that they are of. "raw" sums over the raw logits as `raw_logprobs` does;
-            "processed" is that of the draw, in which filters leave fewer tokens, and nothing more is summed.
+            "processed" is that of the draw, in which filters leave fewer tokens; up to 32 need no more sums.
         distribution: also entropy, size and mass of the kept set.
         kept_set: also the kept tokens themselves. Their number is known on the device alone, so a GPU synchronises and
             a torch.compile graph breaks.

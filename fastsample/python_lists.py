@@ -56,7 +56,8 @@ def biases(name: str, values: Any) -> Biases:
         bias if type(bias) is float else _real_number(f"{name}[{token!r}]", bias) for token, bias in values.items()
     ]
     # Through float64: torch refuses to make a float32 of a number that rounds to infinity.
-    return Biases(token_ids(name, list(values)), torch.tensor(numbers, dtype=torch.float64).to(torch.float32))
+    tokens = [_whole_number(f"{name}, a key", token) for token in values]
+    return Biases(_int64(name, tokens), torch.tensor(numbers, dtype=torch.float64).to(torch.float32))
 
 
 def words(name: str, values: Any) -> Words:
@@ -76,7 +77,7 @@ def _whole_numbers(name: str, values: Any) -> list[int]:
 
 
 def _whole_number(name: str, token: Any) -> int:
-    if not isinstance(token, bool):
+    if not isinstance(token, bool) and getattr(token, "dtype", None) is not torch.bool:
         try:
             return operator.index(token)
         except TypeError:

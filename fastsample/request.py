@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastsample.adjustments import check_penalty
-from fastsample.arguments import describe, integer_number, normalise_filters
+from fastsample.arguments import check_names, describe, integer_number, normalise_filters
 from fastsample.python_lists import NO_TOKENS, Biases, Words, biases, token_ids, words
 from fastsample.randomness import seeded
 
@@ -122,9 +122,7 @@ def check_parameters(parameters: RequestParameters, vocab: int) -> dict[str, Any
 
     Raises TypeError or ValueError, which names the argument, what it got and what is accepted.
     """
-    unknown = parameters.keys() - _CHECKS.keys()
-    if unknown:
-        raise TypeError(f"got an unknown argument {sorted(unknown)[0]!r}; accepted: {', '.join(sorted(_CHECKS))}")
+    check_names(parameters, sorted(_CHECKS))
     return {name: _CHECKS[name](name, value, vocab) for name, value in parameters.items()}
 
 

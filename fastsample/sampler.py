@@ -160,10 +160,10 @@ class Sampler:
         Args:
             logits: [slots, vocab], of which slot s has row s; or with `rows` any [n, vocab]. Else as for `sample`.
             rows: integer tensor [slots] on the device, the row of logits of each slot; outside [0, n) for none.
-            bitmask: int32 [slots, at least ceil(vocab / 32)] on the device, what each slot may draw in this step, as
-                xgrammar and llguidance fill it for a batch: bit i % 32 of word i / 32 allows token i, and a slot
-                without a grammar has all bits set. What a request has itself (`allowed_tokens`, `bitmask`) holds too.
-                It needs no feature; a captured step reads it in place.
+            bitmask: int32 [slots, at least ceil(vocab / 32)], or [1, ...] for all, on the device: what each slot may
+                draw in this step, as xgrammar and llguidance fill it for a batch: bit i % 32 of word i / 32 allows
+                token i, and a slot without a grammar has all bits set. What a request has itself (`allowed_tokens`,
+                `bitmask`) holds too. It needs no feature; a captured step reads it in place.
 
         Returns:
             int64 [slots]: -1 where there is no request or no row, and where the row is invalid (see
@@ -179,14 +179,17 @@ class Sampler:
         *,
         raw_logprobs: bool = False,
         top_logprobs: int = 0,
+        top_logprobs_of: Literal["raw", "processed"] = "raw",
         distribution: bool = False,
         kept_set: bool = False,
     ) -> SampleOutput:
         """Like `step`; says of the draws what `fastsample.sample_full` does, with batch = slots.
 
+        A slot without a request or a row has what an invalid row has, its `status` too.
+
         Args:
             logits, rows, bitmask: as for `step`.
-            raw_logprobs, top_logprobs, distribution, kept_set: as for `fastsample.sample_full`.
+            raw_logprobs, top_logprobs, top_logprobs_of, distribution, kept_set: as for `fastsample.sample_full`.
         """
         check_logits(logits)
         if logits.dim() != 2 or logits.shape[1] != self.vocab or logits.device != self.device:
@@ -219,6 +222,7 @@ class Sampler:
             self._tensors.parameter("min_p"),
             raw_logprobs=raw_logprobs,
             top_logprobs=top_logprobs,
+            top_logprobs_of=top_logprobs_of,
             distribution=distribution,
             kept_set=kept_set,
             seed=self._tensors.parameter("seed"),
@@ -265,6 +269,12 @@ class Sampler:
             )
         if request.min_tokens > 0 and len(request.stop_tokens) == 0:
             raise ValueError(f"min_tokens: got {request.min_tokens} without stop_tokens, the tokens it bans")
+        if request.min_tokens > self.max_tokens:
+            # Where others have bad words, no length counts as more than max_tokens.
+            raise ValueError(
+                f"min_tokens: got {request.min_tokens}; accepted: at most max_tokens = {self.max_tokens}, which the "
+                "Sampler was made with"
+            )
         for name, size in request.list_sizes.items():
             if size == 0 or name not in changed:
                 continue

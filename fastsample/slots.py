@@ -124,7 +124,7 @@ class PackedLists:
     def put(self, slot: int, entries: Tensor) -> None:
         """Replace a slot's list."""
         length = len(entries)
-        if length == self._lengths[slot] == 0:
+        if length == self._lengths[slot] and torch.equal(entries, self._lists[slot]):
             return
         self._grown += length - self._lengths[slot]
         self._lists[slot], self._lengths[slot] = entries, length

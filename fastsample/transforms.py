@@ -209,7 +209,8 @@ def process_logits(
     """The logits that `sample(logits, **adjustments)` draws from, as a tensor (law section 0).
 
     For the functions that take no adjustments themselves, and to look at; `sample` and `sample_full` never write them.
-    No gradient flows through it.
+    The result is detached. A trainer whose sampler had adjustments passes `x + (process_logits(x, ...) - x).detach()`
+    to `filtered_log_probs`: the gradient flows through it, without the repetition penalty's factor.
 
     Args:
         logits: [batch, vocab] or [vocab], float32, float16 or bfloat16; the vocabulary is 1 to 2^22 tokens.
@@ -226,7 +227,7 @@ def process_logits(
         TypeError, ValueError: a bad argument. RuntimeError: the backend is not usable here.
     """
     batch = arguments.check_logits(logits)
-    rows = logits.unsqueeze(0) if logits.dim() == 1 else logits
+    rows = (logits.unsqueeze(0) if logits.dim() == 1 else logits).detach()
     operators = select(backend, logits.device)
     named = normalise(adjustments, batch, rows.shape[1], logits.device)
     check_errors(errors, logits.device)

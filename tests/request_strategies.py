@@ -246,7 +246,7 @@ def full_calls(
             counts if with_counts else None,
         )
     details = tuple(draw(st.booleans()) for _ in range(5))
-    num_samples = draw(st.sampled_from((1, 1, 1, 2, 5, 33)))
+    num_samples = draw(st.sampled_from((1, 1, 1, 2, 5, 33, 0)))
     top = draw(st.sampled_from((1, 2, 5, 20, 32)))
     return FullCall(
         request, filters, randomness, num_samples, draw(st.booleans()), history, details, draw(st.booleans()), top

@@ -136,6 +136,7 @@ BAD_WISHES: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
 # (a call of `of`, exception, words that the message must hold, first of all the row)
 BAD_LISTS: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
     (lambda: TokenLists.of(5), TypeError, ["lists", "5 (int)", "for each row"]),
+    (lambda: TokenLists.of([[torch.tensor(True)]]), TypeError, ["lists[0][0]", "torch.bool", "token id"]),
     (lambda: TokenLists.of("12"), TypeError, ["lists", "'12'", "for each row"]),
     (lambda: TokenLists.of({1: [2]}), TypeError, ["lists", "dict", "for each row"]),
     (lambda: TokenLists.of([1, 2]), TypeError, ["lists[0]", "1 (int)", "a list of token ids"]),
@@ -149,7 +150,7 @@ BAD_LISTS: list[tuple[Callable[[], Any], type[Exception], list[str]]] = [
     (lambda: LogitBias.of([{}, {7: "2"}]), TypeError, ["rows[1][7]", "'2' (str)", "a number"]),
     (lambda: LogitBias.of([{}, {7: None}]), TypeError, ["rows[1][7]", "None", "-inf"]),
     (lambda: LogitBias.of([{}, {7: 10**400}]), ValueError, ["rows[1][7]", "1000", "float"]),
-    (lambda: LogitBias.of([{}, {"7": 1.0}]), TypeError, ["rows[1][0]", "'7' (str)", "token id"]),
+    (lambda: LogitBias.of([{}, {"7": 1.0}]), TypeError, ["rows[1], a key", "'7' (str)", "token id"]),
     (lambda: BadWords.of([[[1]], 2]), TypeError, ["rows[1]", "2 (int)", "a list of words"]),
     (lambda: BadWords.of([[[1]], [2]]), TypeError, ["rows[1][0]", "2 (int)", "a list of token ids"]),
     (lambda: BadWords.of([[[1]], [[2], [3, None]]]), TypeError, ["rows[1][1][1]", "None", "token id"]),
@@ -259,3 +260,66 @@ def test_sentinels_say_what_raise_would() -> None:
     )
     assert full.status.tolist() == [2, 1, 1]
     assert (full.tokens < 0).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"temprature": 0.8}, ["'temprature'", "did you mean 'temperature'?"]),
+        ({"top_logprobs": 3}, ["'top_logprobs'", "`fastsample.sample_full`"]),
+        ({"zzz": 1}, ["'zzz'; accepted: allowed_tokens, "]),
+    ],
+)
+def test_unknown_arguments(given: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(TypeError) as raised:
+        fastsample.sample(torch.zeros(1, 5), **given)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_lists_of_selected_rows_and_of_several_batches() -> None:
+    lists = [[5, 6], [], [7], [8, 9, 4]]
+    packed = TokenLists.of(lists)
+    for rows in ([3, 0, 0, 1], [], [2]):
+        selected = packed.select(torch.tensor(rows, dtype=torch.int32))
+        expected = TokenLists.of([lists[row] for row in rows])
+        assert selected.tokens.tolist() == expected.tokens.tolist()
+        assert selected.offsets.tolist() == expected.offsets.tolist()
+    both = TokenLists.cat([packed, packed.select(torch.tensor([2, 3]))])
+    assert both.tokens.tolist() == [5, 6, 7, 8, 9, 4, 7, 8, 9, 4]
+    assert both.offsets.tolist() == [0, 2, 2, 3, 6, 7, 10]
+    with pytest.raises(ValueError, match=r"rows: got -1 to 2; accepted: 0 to 3"):
+        packed.select(torch.tensor([2, -1]))
+
+
+@pytest.mark.parametrize("vocab", [1, 32, 70])
+def test_a_bitmask_of_bools(vocab: int) -> None:
+    allowed = torch.rand(3, vocab, generator=torch.Generator().manual_seed(1)) < 0.5
+    lists = TokenLists.of([row.nonzero()[:, 0].tolist() for row in allowed])
+    packed = fastsample.pack_bitmask(allowed, vocab)
+    assert torch.equal(packed, fastsample.pack_bitmask(lists, vocab, empty=False))
+    with pytest.raises(TypeError, match=rf"a bool tensor \[batch, {vocab + 1}\]"):
+        fastsample.pack_bitmask(allowed, vocab + 1)
+    with pytest.raises(TypeError, match=r"bitmask: .*fastsample\.pack_bitmask makes one of bools"):
+        fastsample.sample(torch.zeros(3, vocab), bitmask=allowed)
+
+
+def test_processed_logits_are_detached() -> None:
+    """And the documented way around it has the gradient of the softmax over them."""
+    logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    bitmask = torch.tensor([[0x1F5]] * 2, dtype=torch.int32)
+    given = {"frequency_penalty": 0.5, "output_tokens": torch.tensor([[2, 2], [2, 4]]), "bitmask": bitmask}
+    processed = fastsample.process_logits(logits, **given)
+    assert not processed.requires_grad
+    assert not fastsample.process_logits(logits, bitmask=bitmask).requires_grad
+    full = fastsample.sample_full(logits.detach(), 0.8, top_p=0.9, seed=1, kept_set=True, **given)
+    trained = logits + (fastsample.process_logits(logits, **given) - logits).detach()
+    logprobs = fastsample.filtered_log_probs(trained, full.tokens, 0.8, kept=full.kept)
+    assert (logprobs.detach() - full.logprobs).abs().max() < 1e-6
+    logprobs.sum().backward()
+    assert logits.grad is not None
+    assert full.kept is not None
+    kept = full.kept.select(torch.tensor([0])).tokens
+    plain = processed[0, kept].requires_grad_()
+    torch.log_softmax(plain / 0.8, dim=0)[(kept == full.tokens[0]).nonzero()[0, 0]].backward()
+    assert plain.grad is not None
+    assert (logits.grad[0, kept] - plain.grad).abs().max() < 1e-6

@@ -420,7 +420,7 @@ def check_full_row(call: FullCall, written: Written, row: int) -> None:
         beyond = law_oracle.FLOAT(-np.inf) if said.valid else nan
         assert details.top_tokens[row].tolist() == listed + [-1] * missing_ones
         assert_close(details.top_logprobs[row], [said.log_probs[token] for token in listed] + [beyond] * missing_ones)
-    check_history_row(call, written, row, tokens[0])
+    check_history_row(call, written, row, tokens[0] if tokens else -1)
 
 
 def check_history_row(call: FullCall, written: Written, row: int, token: int) -> None:

@@ -471,7 +471,7 @@ def test_prompt_tokens_outside_the_vocabulary_are_passed_over(sampler: Sampler) 
         ({"logit_bias": [1]}, TypeError, r"logit_bias: got \[1\] .* a mapping of token id to bias"),
         ({"logit_bias": {1: math.nan}}, ValueError, r"logit_bias\[1\]: got nan"),
         ({"logit_bias": {1: "2"}}, TypeError, r"logit_bias\[1\]: got '2'"),
-        ({"logit_bias": {"1": 2.0}}, TypeError, r"logit_bias\[0\]: got '1' \(str\); accepted: a token id"),
+        ({"logit_bias": {"1": 2.0}}, TypeError, r"logit_bias, a key: got '1' \(str\); accepted: a token id"),
         ({"logit_bias": {-1: 0.5}}, ValueError, "logit_bias: got the token -1"),
         ({"logit_bias": dict.fromkeys(range(21), 1.0)}, ValueError, "logit_bias: got 21 entries, with 4 of other"),
         ({"bad_words": [[2], 1]}, TypeError, r"bad_words\[1\]: got 1 \(int\); accepted: a list of token ids"),
@@ -482,6 +482,11 @@ def test_prompt_tokens_outside_the_vocabulary_are_passed_over(sampler: Sampler) 
         ({"bad_words": [[1] * 25]}, ValueError, "bad_words: got 25 entries"),
         ({"min_tokens": 3}, ValueError, "min_tokens: got 3 without stop_tokens"),
         ({"min_tokens": 0.5, "stop_tokens": [1]}, TypeError, "min_tokens: got 0.5"),
+        (
+            {"min_tokens": MAX_TOKENS + 1, "stop_tokens": [1]},
+            ValueError,
+            f"min_tokens: got {MAX_TOKENS + 1}; accepted: at most max_tokens = {MAX_TOKENS}",
+        ),
         ({"stop_tokens": [-1]}, ValueError, "stop_tokens: got the token -1"),
         ({"allowed_tokens": [99]}, ValueError, "allowed_tokens: got the token 99"),
         ({"bitmask": torch.ones(WORDS)}, TypeError, r"bitmask: got .* dtype torch.float32"),
@@ -491,6 +496,7 @@ def test_prompt_tokens_outside_the_vocabulary_are_passed_over(sampler: Sampler) 
             r"bitmask: .* accepted: an int32 tensor \[at least 2",
         ),
         ({"top": 1}, TypeError, "got an unknown argument 'top'"),
+        ({"temprature": 1.0}, TypeError, "got an unknown argument 'temprature', did you mean 'temperature'?"),
     ],
     ids=str,
 )

@@ -46,7 +46,9 @@ struct FullOutput {
       write_numbers(sweeps, cut_of(group, kept), call.filters[row].temperature, details.numbers, row);
     const Draws drawn = draws_with(random);
     const bool of_raw = details.of_raw_row(), top_of_processed = details.has_top(true);
-    const uint64_t total = draws() || top_of_processed ? sample_row(sweeps, kept, only_maximum, drawn) : kLargestWeight;
+    // Without draws of a greedy row there is nothing to write to.
+    const bool sums = draws() || (top_of_processed && !only_maximum);
+    const uint64_t total = sums ? sample_row(sweeps, kept, only_maximum, drawn) : kLargestWeight;
     if (!of_raw && !top_of_processed && !details.logprobs.data && !call.history) return;
     // Any block may have drawn, and the row's offset may lie in the history: each has read it before this.
     group.sync();

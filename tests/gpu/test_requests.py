@@ -60,6 +60,11 @@ def check(target: Target, logits: Tensor, **keywords: Any) -> SampleOutput:
     assert_same_tokens(target.maybe_spoilt(found.tokens).cpu(), expected.tokens)
     for name in ("ranks", "top_tokens", "numbers", "status"):
         assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
+    top = {"top_logprobs": 20, "top_logprobs_of": "processed"}
+    found_top = fastsample.sample_full(logits.to(target.device), **there, **top, backend=target.backend)
+    expected_top = fastsample.sample_full(logits, **keywords, **top, backend=ORACLE)
+    assert torch.equal(found_top.top_tokens.cpu(), expected_top.top_tokens)
+    assert (ulp_distance(found_top.top_logprobs.cpu(), expected_top.top_logprobs) <= 4).all()
     for one, other in zip(found.kept or (), expected.kept or (), strict=True):
         assert torch.equal(one.cpu(), other)
     for name in ("logprobs", "raw_logprobs", "top_logprobs"):

@@ -17,7 +17,7 @@ from .transfers import Device, Step
 # Ordering accesses, waiting for an earlier grid, hints: nothing in a machine that does one thing after the other.
 _NO_WORK = re.compile(r"(membar|fence|griddepcontrol|prefetch|discard|applypriority)\b.*")
 _COMPARISON = re.compile(
-    r"setp\.(?P<name>\w+?)(\.(?P<combine>and|or|xor))?\.(?P<type>[bus](16|32|64)|f32)",
+    r"setp\.(?P<name>\w+?)(\.(?P<combine>and|or|xor))?\.(?P<type>[bus](16|32|64)|f(32|64))",
 )
 
 

@@ -1,12 +1,13 @@
-"""float32 arithmetic as PTX defines it: every rounding mode, exactly, and one NaN.
+"""float32 arithmetic as PTX defines it, in every rounding mode, and float64's to nearest: exactly, and one NaN of each.
 
 A sum or product is held as a pair of float64 numbers whose exact sum it is. Rounded to odd, which keeps whatever the
 last bit needs to know, the pair becomes one float64 that rounds to float32 as the exact value does (53 >= 24 + 2).
+float64's own sums and products are numpy's; what it lacks, the fused one, rounds the smaller of its parts to odd.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +15,19 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Array = NDArray[Any]
+Scalar = TypeVar("Scalar", np.float32, np.float64)
 
-NAN = np.uint32(0x7FFFFFFF).view(np.float32)  # what every operation on float32 gives for a NaN
-
+# What every operation gives for a NaN. Which one in float64 PTX leaves open; this is the one that CUDA's headers name.
+_NAN = {
+    np.dtype(np.float32): np.uint32(0x7FFFFFFF).view(np.float32),
+    np.dtype(np.float64): np.uint64(0xFFF8000000000000).view(np.float64),
+}
 _HALF_NAN = np.uint16(0x7FFF)  # of float16 and of bfloat16
 
 
-def canonical(x: Float32) -> Float32:
+def canonical(x: NDArray[Scalar]) -> NDArray[Scalar]:
     nan = np.isnan(x)
-    return np.where(nan, NAN, x) if nan.any() else x
+    return np.where(nan, _NAN[x.dtype], x) if nan.any() else x
 
 
 def _two_sum(a: Float64, b: Float64) -> tuple[Float64, Float64]:
@@ -101,7 +106,78 @@ def maximum(a: Float32, b: Float32, nan: bool) -> Float32:
     return _extreme(a, b, True, nan)
 
 
+# --- float64
+
+
+_FAR = 200  # binary places; a product has 106
+_UPPER_WORD = np.uint64(0xFFFFFFFF00000000)
+
+
+def _split(x: Float64) -> tuple[Float64, Float64]:
+    """x as a sum of two numbers so short that products of such are exact (Veltkamp)."""
+    large = x * (2.0**27 + 1)
+    high = large - (large - x)
+    return high, x - high
+
+
+def _two_product(a: Float64, b: Float64) -> tuple[Float64, Float64]:
+    """a * b rounded, and the error (Dekker), of numbers of moderate size."""
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = _split(a), _split(b)
+    return product, a_high * b_high - product + a_high * b_low + a_low * b_high + a_low * b_low
+
+
+def _scaled(total: Float64, error: Float64, exponent: NDArray[np.integer]) -> Float64:
+    """(total + error) * 2^exponent, rounded once, where total alone is what total + error rounds to.
+
+    A denormal has fewer bits than total: what total lies exactly between two of them for, the error decides.
+    """
+    result = np.ldexp(total, exponent)
+    rest = total - np.ldexp(result, -exponent)
+    wrong = (np.abs(rest) == np.ldexp(0.5, -1074 - exponent)) & (rest * error > 0)
+    return np.where(wrong, np.nextafter(result, np.copysign(np.inf, rest)), result)
+
+
+def fused_multiply_add_float64(a: Float64, b: Float64, c: Float64) -> Float64:
+    """Boldo and Melquiond, "Emulation of a FMA and Correctly Rounded Sums", with the exponents apart."""
+    (x, x_exponent), (y, y_exponent), (z, z_exponent) = np.frexp(a), np.frexp(b), np.frexp(c)
+    exponent = x_exponent + y_exponent
+    # Of two that are far apart, the smaller decides no more than which side of a midpoint is meant; nearer, the same.
+    distance = np.where(z == 0, 0, z_exponent - exponent)
+    exponent = exponent + np.maximum(distance - _FAR, 0)
+    addend = np.ldexp(z, np.clip(distance, -_FAR, _FAR))
+    product, product_error = _two_product(x, y)
+    low, low_error = _two_sum(addend, product_error)
+    high, high_error = _two_sum(product, low)
+    total, error = _two_sum(high, _to_odd(*_two_sum(low_error, high_error)))
+    # A zero, an infinity or NaN is its own fraction.
+    plain = (product == 0) | ~np.isfinite(product + c)
+    return canonical(np.where(plain, product + c, _scaled(total, error, exponent)))
+
+
+def _flushed(x: Float64) -> Float64:
+    return np.where(np.abs(x) < np.finfo(np.float64).tiny, np.copysign(0.0, x), x)
+
+
+def approximate_reciprocal(x: Float64) -> Float64:
+    """rcp.approx.ftz.f64, which reads and writes upper words only, and has zeros for denormals.
+
+    PTX gives no bound for its error. This is the nearest result that there is, which a device's need not be.
+    """
+    exact = 1 / _flushed((x.view(np.uint64) & _UPPER_WORD).view(np.float64))
+    nearest = ((exact.view(np.uint64) + np.uint64(1 << 31)) & _UPPER_WORD).view(np.float64)
+    return canonical(np.where(np.isnan(x), x, _flushed(nearest)))
+
+
 # --- conversions
+
+
+def to_float64(x: Float32) -> Float64:
+    return canonical(x.astype(np.float64))
+
+
+def to_float32(x: Float64) -> Float32:
+    return canonical(x.astype(np.float32))
 
 
 _INTEGRAL = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}

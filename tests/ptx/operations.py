@@ -1,8 +1,8 @@
 """The instructions that compute: each lane's result from that lane's operands and nothing else.
 
 An opcode is looked up as a whole. One that no pattern here matches is not interpreted: neither what nobody needed so
-far, nor what has no one result: approximations, `.ftz`, and float32 additions and multiplications without a rounding
-mode, which ptxas may contract.
+far, nor what has no one result: approximations, `.ftz`, and additions and multiplications of floats without a rounding
+mode, which ptxas may contract. The exception is rcp.approx.ftz.f64, with which log1p begins, and refines it.
 """
 
 from __future__ import annotations
@@ -264,15 +264,35 @@ def _(m: Match) -> Operation:
     return _same("f32", 2, lambda a, b: function(a, b, nan))
 
 
-@_operation(r"(?P<name>neg|abs)\.f32")
+@_operation(r"(?P<name>neg|abs)\.(?P<type>f(32|64))")
 def _(m: Match) -> Operation:
-    sign = np.uint32(0x80000000)
-    return _same("u32", 1, (lambda x: x ^ sign) if m["name"] == "neg" else (lambda x: x & ~sign))
+    type_ = _plain(m["type"])
+    sign = _numpy_type(type_).type(1 << (int(type_[1:]) - 1))
+    return _same(type_, 1, (lambda x: x ^ sign) if m["name"] == "neg" else (lambda x: x & ~sign))
 
 
 @_operation(r"copysign\.f32")
 def _(m: Match) -> Operation:
     return _same("f32", 2, lambda sign, magnitude: np.copysign(magnitude, sign))
+
+
+# --- float64
+
+
+@_operation(r"(?P<name>add|sub|mul|div)\.rn\.f64")
+def _(m: Match) -> Operation:
+    compute = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}[m["name"]]
+    return _same("f64", 2, lambda a, b: floats.canonical(compute(a, b)))
+
+
+@_operation(r"fma\.rn\.f64")
+def _(m: Match) -> Operation:
+    return _same("f64", 3, floats.fused_multiply_add_float64)
+
+
+@_operation(r"rcp\.approx\.ftz\.f64")
+def _(m: Match) -> Operation:
+    return _same("f64", 1, floats.approximate_reciprocal)
 
 
 # --- comparisons
@@ -294,7 +314,7 @@ _COMPARE: dict[str, Callable[[Array, Array], Array]] = {
 
 def comparison(name: str, type_: str) -> Callable[[Array, Array], Array]:
     """What setp computes. Comparisons of floats are false with a NaN, or true if the name ends in u."""
-    if type_ != "f32":
+    if type_ not in ("f32", "f64"):
         return _COMPARE[name]
     if name in ("num", "nan"):
         return lambda a, b: (np.isnan(a) | np.isnan(b)) == (name == "nan")
@@ -328,6 +348,16 @@ def _(m: Match) -> Operation:
 @_operation(rf"cvt\.{_ROUNDING}\.f32\.(?P<source>[us](8|16|32|64))")
 def _(m: Match) -> Operation:
     return Operation("f32", (m["source"],), lambda x: floats.from_integer(x, m["mode"]))
+
+
+@_operation(r"cvt\.f64\.f32")
+def _(m: Match) -> Operation:
+    return Operation("f64", ("f32",), floats.to_float64)
+
+
+@_operation(r"cvt\.rn\.f32\.f64")
+def _(m: Match) -> Operation:
+    return Operation("f32", ("f64",), floats.to_float32)
 
 
 @_operation(r"cvt\.f32\.(?P<source>f16|bf16)")

@@ -55,6 +55,7 @@ class Request:
     allowed: bool = False  # half of the tokens, as a grammar's mask
     edits: int = 0  # so many tokens, anywhere
     asked: tuple[tuple[str, int], ...] = ()
+    top_of_processed: bool = False
 
     def edits_of(self, vocab: int) -> Edits:
         random = torch.Generator().manual_seed(1)
@@ -82,6 +83,9 @@ REQUESTS = {
         edits=500, asked=(("raw_logprobs", 1), ("ranks", 1), ("top_tokens", 20), ("top_logprobs", 20))
     ),
     "numbers": Request(asked=(("numbers", 8),)),
+    "logprobs, top 20 processed": Request(
+        asked=(("logprobs", 1), ("top_tokens", 20), ("top_logprobs", 20)), top_of_processed=True
+    ),
 }
 
 
@@ -118,7 +122,9 @@ class Point:
         """What a point with a request is a call of."""
         assert self.request is not None
         request, call = REQUESTS[self.request], self.call
-        return FullCall(call.logits, call.filters, SEEDED, request.edits_of(self.vocab), request.asked)
+        return FullCall(
+            call.logits, call.filters, SEEDED, request.edits_of(self.vocab), request.asked, request.top_of_processed
+        )
 
     @property
     def shape(self) -> Shape:

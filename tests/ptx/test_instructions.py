@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from . import Grid, Machine, Memory, Module, PtxError, truth
+from . import Grid, Machine, Memory, Module, PtxError, floats, truth
 from .compilation import refused_by_ptxas
-from .truth import signed
+from .truth import FLOAT32, FLOAT64, signed
 
 LANES = 1024
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan")
 
 
 class Case(NamedTuple):
@@ -235,9 +237,39 @@ def _float_cases() -> list[Case]:
             case(f"{name}.f32 d, a, b;", two, lambda a, b, larger=larger: truth.extreme(a, b, larger, False)),
             case(f"{name}.NaN.f32 d, a, b;", two, lambda a, b, larger=larger: truth.extreme(a, b, larger, True)),
         ]
-    for name in ("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"):
+    for name in COMPARISONS:
         body = f"setp.{name}.f32 p, a, b; selp.u32 d, 1, 0, p;"
         cases.append(case(body, "b32 f32 f32", lambda a, b, n=name: truth.compare(n, a, b)))
+    return cases
+
+
+def _float64_cases() -> list[Case]:
+    two, three = "f64 f64 f64", "f64 f64 f64 f64"
+    cases = [
+        case("add.rn.f64 d, a, b;", two, lambda a, b: truth.add(a, b, "rn", FLOAT64)),
+        case("sub.rn.f64 d, a, b;", two, lambda a, b: truth.subtract(a, b, "rn", FLOAT64)),
+        case("mul.rn.f64 d, a, b;", two, lambda a, b: truth.multiply(a, b, "rn", FLOAT64)),
+        case("div.rn.f64 d, a, b;", two, lambda a, b: truth.divide(a, b, FLOAT64)),
+        case("fma.rn.f64 d, a, b, c;", three, lambda a, b, c: truth.multiply_add(a, b, c, "rn", FLOAT64)),
+        case("rcp.approx.ftz.f64 d, a;", "f64 f64", truth.approximate_reciprocal),
+        case("abs.f64 d, a;", "f64 f64", lambda a: a & ~FLOAT64.sign),
+        case("neg.f64 d, a;", "f64 f64", lambda a: a ^ FLOAT64.sign),
+        case("mov.f64 d, a;", "f64 f64", lambda a: a),
+        case(
+            "add.rn.f64 d, a, 0dBFF0000000000000;", "f64 f64", lambda a: truth.subtract(a, FLOAT64.one, "rn", FLOAT64)
+        ),
+        case("mov.b64 {t, u}, a; mov.b64 d, {t, u};", "f64 f64", lambda a: a),
+        case(
+            "setp.lt.f64 p, a, b; selp.f64 d, a, c, p;",
+            three,
+            lambda a, b, c: a if truth.compare("lt", a, b, FLOAT64) else c,
+        ),
+        case("cvt.f64.f32 d, a;", "f64 f32", lambda a: truth.convert(a, FLOAT32, FLOAT64)),
+        case("cvt.rn.f32.f64 d, a;", "f32 f64", lambda a: truth.convert(a, FLOAT64, FLOAT32)),
+    ]
+    for name in COMPARISONS:
+        body = f"setp.{name}.f64 p, a, b; selp.u32 d, 1, 0, p;"
+        cases.append(case(body, "b32 f64 f64", lambda a, b, n=name: truth.compare(n, a, b, FLOAT64)))
     return cases
 
 
@@ -314,6 +346,7 @@ CASES = [
     *_bit_cases(),
     *_carry_cases(),
     *_float_cases(),
+    *_float64_cases(),
     *_conversion_cases(),
     *_moving_cases(),
 ]
@@ -325,12 +358,24 @@ HARD_FLOATS = (
     *(0x4B000000, 0x4B400000, 0x4B7FFFFF, 0x4EFFFFFF, 0x4F000000, 0xCF000000, 0x5F000000, 0x5F800000),  # at 2^23 ...
     *(0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00001, 0x7F800001),  # largest, infinite, NaN
 )
+HARD_DOUBLES = (
+    *(0, 1, 0xFFFFFFFF, 1 << 32, 0x000FFFFFFFFFFFFF, 0x0010000000000000),  # 0 and around the denormals
+    *(0x3FF0000000000000, 0x3FF0000000000001, 0x3FF0000080000000, 0x3FEFFFFFFFFFFFFF, 0x3FF8000000000000),  # around 1
+    *(0x36A0000000000000, 0x3690000000000000, 0x3690000000000001, 0x380FFFFFF0000000),  # at float32's denormals
+    *(0x47EFFFFFE0000000, 0x47EFFFFFEFFFFFFF, 0x47EFFFFFF0000000),  # float32's largest, and around what overflows it
+    *(0x7FCFFFFFFFFFFFFF, 0x7FD0000000000000, 0x7FD0000080000000),  # at the largest that have a reciprocal
+    *(0x7FEFFFFFFFFFFFFF, 0x7FF0000000000000, 0x7FF8000000000000, 0x7FF0000000000001),  # largest, infinite, NaN
+)
+HARD_DOUBLES += tuple(bits | FLOAT64.sign for bits in HARD_DOUBLES[::4])
+# What is hard for a float of that width, and exponents so near each other that sums round and cancel.
+HARD = {"f32": HARD_FLOATS, "f64": HARD_DOUBLES}
+LIKE_SIZE = {"f32": (FLOAT32, range(110, 140)), "f64": (FLOAT64, range(1000, 1050))}
 
 
 def _numbers(type_: str, place: int, draw: random.Random) -> list[int]:
     """As many as there are lanes. The first operands are each hard number with each other one, and then others."""
     width = int(type_[1:])
-    hard = HARD_FLOATS if type_ == "f32" else HARD_INTEGERS
+    hard = HARD.get(type_, HARD_INTEGERS)
     values = []
     if place < 2:
         values = [pair[place] for pair in itertools.product(hard, hard)]
@@ -338,12 +383,14 @@ def _numbers(type_: str, place: int, draw: random.Random) -> list[int]:
         kind = draw.randrange(3)
         if kind == 0:
             values.append(draw.choice(hard))
-        elif kind == 1 and type_ != "f32":
+        elif kind == 1 and type_ not in LIKE_SIZE:
             values.append(
                 draw.choice((-1, 1)) * draw.choice(hard) + draw.choice((0, 1 << (width - 1), 1 << width // 2))
             )
-        elif kind == 1:  # of like size, so that sums round and cancel
-            values.append(draw.randrange(2) << 31 | draw.randrange(110, 140) << 23 | draw.getrandbits(23))
+        elif kind == 1:
+            form, exponents = LIKE_SIZE[type_]
+            exponent = draw.choice(exponents) << form.fraction_bits
+            values.append(draw.choice((0, form.sign)) | exponent | draw.getrandbits(form.fraction_bits))
         else:
             values.append(draw.getrandbits(width))
     return [value % 2**width for value in values]
@@ -391,6 +438,33 @@ def test_an_instruction(number: int) -> None:
         assert int(found[lane]) == expected, (body, [hex(x) for x in arguments], hex(int(found[lane])), hex(expected))
 
 
+def _fused_triples(draw: random.Random) -> Iterator[tuple[float, float, float]]:
+    """Factors and an addend for which a second rounding, or a part that is lost, makes another float64."""
+    for _ in range(1000):
+        a, b = (draw.choice((-1, 1)) * draw.uniform(1, 2) * 2.0 ** draw.randrange(-3, 4) for _ in range(2))
+        yield a, b, -a * b  # only the product's own error remains
+        yield a, b, a * b * 2.0 ** draw.randrange(-60, 60)  # to half a unit, near midpoints
+        scale = draw.randrange(480, 560)  # products that are denormal, or nearly, or nothing
+        yield a * 2.0**-scale, b * 2.0**-scale, draw.choice((0.0, -0.0, 5e-324, -5e-324, 2.0**-1022, a * 2.0**-1040))
+        yield a * 2.0**scale, b * 2.0**scale, math.ldexp(-a * b, 2 * scale) if scale < 508 else -1.7e308
+        yield a * 2.0 ** -draw.randrange(900), b, draw.choice((-1, 1)) * 2.0 ** draw.randrange(-1074, 1024)
+        # Products a 2^60th more or less than half a unit of a, and than the middle of two denormals.
+        left, right = draw.choice(((2**20 + 1, 2**40 - 2**20 + 1), (2**30 + 1, 2**30 - 1)))
+        yield left * math.ulp(a) / 2, draw.choice((-1, 1)) * right * 2.0**-60, a
+        odd = draw.randrange(2**13) * 2 + 1
+        addend = draw.choice((-1, 1)) * draw.randrange(2**14) * 5e-324
+        yield math.ldexp(odd * left, -600), draw.choice((-1, 1)) * math.ldexp(right, 600 - 60 - 1075), addend
+
+
+def test_a_fused_float64_is_rounded_once() -> None:
+    triples = np.array(list(_fused_triples(random.Random(0))))
+    with np.errstate(all="ignore"):
+        found = floats.fused_multiply_add_float64(*triples.T).view(np.uint64).tolist()
+    for triple, bits, result in zip(triples.tolist(), triples.view(np.uint64).tolist(), found, strict=True):
+        expected = truth.multiply_add(*bits, "rn", FLOAT64)
+        assert result == expected, ([x.hex() for x in triple], hex(result), hex(expected))
+
+
 def test_the_cases_are_ptx(tmp_path: Path) -> None:
     """A snippet that ptxas refuses would prove nothing."""
     assert not refused_by_ptxas(_text(), 90, tmp_path)
@@ -402,6 +476,8 @@ def test_the_cases_are_ptx(tmp_path: Path) -> None:
         "add.f32 d, a, b;",
         "mul.f32 d, a, b;",
         "fma.rn.ftz.f32 d, a, b, a;",
+        "add.f64 d, a, b;",
+        "fma.rz.f64 d, a, b, a;",
         "ex2.approx.f32 d, a;",
         "div.full.f32 d, a, b;",
         "add.sat.s32 t, t, u;",

@@ -9,17 +9,40 @@ import math
 import struct
 from collections.abc import Callable
 from fractions import Fraction
+from typing import NamedTuple
 
-NAN = 0x7FFFFFFF
-_INFINITE_EXPONENT = 128
+
+class Format(NamedTuple):
+    """An IEEE 754 format, and the one NaN that an operation on it gives."""
+
+    exponent_bits: int
+    fraction_bits: int
+    nan: int
+
+    @property
+    def sign(self) -> int:
+        return 1 << (self.exponent_bits + self.fraction_bits)
+
+    @property
+    def infinity(self) -> int:
+        return (2**self.exponent_bits - 1) << self.fraction_bits
+
+    @property
+    def one(self) -> int:
+        return (2 ** (self.exponent_bits - 1) - 1) << self.fraction_bits
+
+
+FLOAT32, FLOAT64 = Format(8, 23, 0x7FFFFFFF), Format(11, 52, 0xFFF8000000000000)
+NAN = FLOAT32.nan
 
 
 def signed(bits: int, width: int) -> int:
     return bits - (1 << width) if bits >> (width - 1) & 1 else bits
 
 
-def float_of(bits: int) -> float:
-    value: float = struct.unpack("<f", struct.pack("<I", bits))[0]
+def float_of(bits: int, form: Format = FLOAT32) -> float:
+    layout = ("<f", "<I") if form == FLOAT32 else ("<d", "<Q")
+    value: float = struct.unpack(layout[0], struct.pack(layout[1], bits))[0]
     return value
 
 
@@ -49,62 +72,84 @@ def round_to_float(exact: Fraction, mode: str = "rn", exponent_bits: int = 8, fr
     return bits | negative << (exponent_bits + fraction_bits)
 
 
-def _signed_zero(negative: bool) -> int:
-    return 0x80000000 if negative else 0
+def _signed_zero(negative: bool, form: Format = FLOAT32) -> int:
+    return form.sign if negative else 0
 
 
-def _special(value: float) -> int:
+def _special(value: float, form: Format = FLOAT32) -> int:
     """The bits of an infinity, a zero or NaN."""
     if math.isnan(value):
-        return NAN
-    if math.isinf(value):
-        return 0xFF800000 if value < 0 else 0x7F800000
-    return _signed_zero(math.copysign(1, value) < 0)
+        return form.nan
+    return _signed_zero(_negative(value), form) | (form.infinity if math.isinf(value) else 0)
+
+
+def _rounded(exact: Fraction, mode: str, form: Format) -> int:
+    return round_to_float(exact, mode, form.exponent_bits, form.fraction_bits)
 
 
 def _negative(value: float) -> bool:
     return math.copysign(1, value) < 0
 
 
-def multiply_add(a: int, b: int, c: int, mode: str) -> int:
+def multiply_add(a: int, b: int, c: int, mode: str, form: Format = FLOAT32) -> int:
     """a * b + c, rounded once."""
-    x, y, z = float_of(a), float_of(b), float_of(c)
+    x, y, z = float_of(a, form), float_of(b, form), float_of(c, form)
     if not all(map(math.isfinite, (x, y, z))):
-        return _special(x * y + z)
+        # Finite factors as their fractions: their product alone must not become infinite.
+        return _special(math.frexp(x)[0] * math.frexp(y)[0] + z, form)
     product, addend = Fraction(x) * Fraction(y), Fraction(z)
     if product + addend:
-        return round_to_float(product + addend, mode)
+        return _rounded(product + addend, mode, form)
     negative = _negative(x) != _negative(y), _negative(z)
     if product or addend or negative[0] != negative[1]:  # a sum of opposites
-        return _signed_zero(mode == "rm")
-    return _signed_zero(negative[0])
+        return _signed_zero(mode == "rm", form)
+    return _signed_zero(negative[0], form)
 
 
-def add(a: int, b: int, mode: str) -> int:
-    return multiply_add(a, 0x3F800000, b, mode)
+def add(a: int, b: int, mode: str, form: Format = FLOAT32) -> int:
+    return multiply_add(a, form.one, b, mode, form)
 
 
-def subtract(a: int, b: int, mode: str) -> int:
-    return add(a, b ^ 0x80000000, mode)
+def subtract(a: int, b: int, mode: str, form: Format = FLOAT32) -> int:
+    return add(a, b ^ form.sign, mode, form)
 
 
-def multiply(a: int, b: int, mode: str) -> int:
-    x, y = float_of(a), float_of(b)
+def multiply(a: int, b: int, mode: str, form: Format = FLOAT32) -> int:
+    x, y = float_of(a, form), float_of(b, form)
     if not (math.isfinite(x) and math.isfinite(y)) or x == 0 or y == 0:
-        return _special(x * y)
-    return round_to_float(Fraction(x) * Fraction(y), mode)
+        return _special(x * y, form)
+    return _rounded(Fraction(x) * Fraction(y), mode, form)
 
 
-def divide(a: int, b: int) -> int:
-    x, y = float_of(a), float_of(b)
+def divide(a: int, b: int, form: Format = FLOAT32) -> int:
+    x, y = float_of(a, form), float_of(b, form)
     if math.isnan(x) or math.isnan(y) or (x == 0 == y) or (math.isinf(x) and math.isinf(y)):
-        return NAN
+        return form.nan
     negative = _negative(x) != _negative(y)
     if math.isinf(x) or y == 0:
-        return _special(-math.inf if negative else math.inf)
+        return _special(-math.inf if negative else math.inf, form)
     if math.isinf(y) or x == 0:
-        return _signed_zero(negative)
-    return round_to_float(Fraction(x) / Fraction(y))
+        return _signed_zero(negative, form)
+    return _rounded(Fraction(x) / Fraction(y), "rn", form)
+
+
+def convert(a: int, source: Format, target: Format) -> int:
+    x = float_of(a, source)
+    return _rounded(Fraction(x), "rn", target) if math.isfinite(x) and x else _special(x, target)
+
+
+def approximate_reciprocal(a: int) -> int:
+    """Of the upper word of a float64, to the nearest number that is one, without denormals."""
+    x = float_of(a, FLOAT64)
+    upper = float_of(a >> 32 << 32, FLOAT64)
+    if math.isnan(x):
+        return FLOAT64.nan
+    if math.isinf(upper):
+        return _signed_zero(_negative(upper), FLOAT64)
+    if abs(upper) < Fraction(2) ** -1022:
+        return _signed_zero(_negative(upper), FLOAT64) | FLOAT64.infinity
+    bits = round_to_float(1 / Fraction(upper), "rn", 11, 20) << 32
+    return bits if bits & FLOAT64.infinity else bits & FLOAT64.sign
 
 
 def square_root(a: int) -> int:
@@ -129,8 +174,8 @@ def extreme(a: int, b: int, larger: bool, nan: bool) -> int:
     return a if (x > y) == larger else b
 
 
-def compare(name: str, a: int, b: int) -> bool:
-    x, y = float_of(a), float_of(b)
+def compare(name: str, a: int, b: int, form: Format = FLOAT32) -> bool:
+    x, y = float_of(a, form), float_of(b, form)
     unordered = math.isnan(x) or math.isnan(y)
     if name in ("num", "nan"):
         return unordered == (name == "nan")
