@@ -162,7 +162,7 @@ def _flushed(x: Float64) -> Float64:
 def approximate_reciprocal(x: Float64) -> Float64:
     """rcp.approx.ftz.f64, which reads and writes upper words only, and has zeros for denormals.
 
-    PTX gives no bound for its error. This is the nearest result that there is, which a device's need not be.
+    This is the nearest result that there is, which a device's need not be: Newton steps follow it.
     """
     exact = 1 / _flushed((x.view(np.uint64) & _UPPER_WORD).view(np.float64))
     nearest = ((exact.view(np.uint64) + np.uint64(1 << 31)) & _UPPER_WORD).view(np.float64)
