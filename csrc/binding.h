@@ -104,7 +104,7 @@ class Parameters {
 
 // The operators on a backend. It is constructed from the logits, which it checks to be on a device of its kind; it says
 // whether it holds() another tensor on that device; and it has sample, filter_logits, filtered_probs and log_probs, in
-// pointers.
+// pointers. RequestOperators has the operator `sample` as torch sees it.
 template <class Backend>
 struct Operators {
   static void sample(Tensor out, const Tensor& logits, const std::optional<Tensor>& indices, FASTSAMPLE_FILTERS(),
@@ -167,7 +167,6 @@ struct Operators {
 
   template <class Library>
   static void implement(Library& library) {
-    library.impl("sample", TORCH_BOX(&sample));
     library.impl("filter_logits", TORCH_BOX(&filter_logits));
     library.impl("filtered_probs", TORCH_BOX(&filtered_probs));
     library.impl("log_probs", TORCH_BOX(&log_probs));

@@ -186,23 +186,12 @@ def sample_full(
         # As for `out` in `sample`: a backward that saved them is told that they have changed.
         torch.autograd.graph.increment_version(tensor for tensor in recorded if tensor is not None)
     edits, status = (NO_EDITS, None) if named is None else find_edits(chosen, rows, indices, batch, named)
-    chosen.sample_full(
-        tokens,
-        rows,
-        indices,
-        *filters,
-        *randomness,
-        replacement,
-        *edits,
-        *recorded,
-        logprobs,
-        raw,
-        ranks,
-        top_tokens,
-        top_values,
-        numbers,
-        of_processed,
-    )
+    drawn = *filters, *randomness, replacement
+    if named is None and history is None and raw is None and top_tokens is None and numbers is None:
+        chosen.sample(tokens, rows, indices, *drawn, False, logprobs)
+    else:
+        details = logprobs, raw, ranks, top_tokens, top_values, numbers, of_processed
+        chosen.sample_full(tokens, rows, indices, *drawn, *edits, *recorded, *details)
     first = tokens if num_samples is None else tokens[:, 0]
     if errors == "raise":
         raise_for_invalid_rows(tokens, rows, indices, filters, status)

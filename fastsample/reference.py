@@ -487,15 +487,19 @@ def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any)
     logits: [rows, vocab], float32, float16 or bfloat16, any strides; or probabilities, see below.
     indices: int64 [batch], the logits row of each output row, or None for row b = output row b.
     arguments: in schema order the fields of `Filters`, those of `Randomness`, then two bools: `replacement` (False: no
-    token twice in a row of `out`) and `probabilities` (True: `logits` holds probabilities).
+    token twice in a row of `out`) and `probabilities` (True: `logits` holds probabilities); and `logprobs`, float32
+    like `out`, the log-probabilities of tokens drawn from logits, written; or None, which torch leaves out.
     Source: law sections 1 to 5.
     """
     filters, randomness = Filters(*arguments[:9]), Randomness(*arguments[9:16])
-    replacement, probabilities = arguments[16:]
+    replacement, probabilities, *rest = arguments[16:]
+    logprobs: Tensor | None = by_draw(rest[0]) if rest and rest[0] is not None else None
     out = by_draw(out)
     batch, num_samples = out.shape
     if logits.numel() == 0:
         out.fill_(INVALID_TOKEN)
+        if logprobs is not None:
+            logprobs.fill_(math.nan)
         return
     rows, vocab = logits.shape
     per_row = row_filters(filters, batch, logits)
@@ -503,12 +507,15 @@ def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any)
     describe = rows_of_probabilities if probabilities else rows_of_logits
     for part in blocks(batch, max(vocab, num_samples)):
         if indices is None:
-            weight = describe(logits[part], per_row.rows(part)).weight
+            row = describe(logits[part], per_row.rows(part))
         else:
             index = indices[part]
-            weight = describe(logits[index.clamp(0, rows - 1)], per_row.rows(part)).weight
-            weight = torch.where(((index >= 0) & (index < rows))[:, None], weight, 0)
-        out[part] = draw(weight, words[part], replacement)
+            row = describe(logits[index.clamp(0, rows - 1)], per_row.rows(part))
+            exists = (index >= 0) & (index < rows)
+            row = row._replace(weight=torch.where(exists[:, None], row.weight, 0), valid=row.valid & exists)
+        out[part] = draw(row.weight, words[part], replacement)
+        if logprobs is not None:
+            logprobs[part] = log_probabilities_of(row, out[part])
 
 
 def filter_logits(logits: Tensor, *filters: Any) -> Tensor:

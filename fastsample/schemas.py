@@ -103,7 +103,7 @@ def most_edits(vocab: int, *adjustments: Any) -> int:
 OPERATORS = {
     "sample": Operator(
         f"(Tensor(a!) out, Tensor logits, Tensor? indices, {FILTERS}, {RANDOMNESS}, "
-        "bool replacement, bool probabilities) -> ()",
+        "bool replacement, bool probabilities, Tensor(b!)? logprobs=None) -> ()",
         _nothing,
     ),
     "filter_logits": Operator(f"(Tensor logits, {FILTERS}) -> Tensor", _like_logits),

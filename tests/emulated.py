@@ -10,7 +10,7 @@ from torch import Tensor
 import emulator_builds
 from fastsample import ops, reference
 from fastsample.adjustments import Adjustments
-from fastsample.arguments import Details, Edits, Filters, History, Randomness
+from fastsample.arguments import NO_EDITS, NO_HISTORY, Details, Edits, Filters, History, Randomness
 from fastsample.schemas import most_edits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -165,7 +165,7 @@ NO_TOKENS = Tokens(0, 0, 0, 0, 0)
 
 def sample_work(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any) -> Work:
     """What the operator `sample` is called with, for the kernels."""
-    replacement, probabilities = arguments[16:]
+    replacement, probabilities = arguments[16:18]
     return Work(
         SAMPLE,
         _batch(logits),
@@ -338,7 +338,10 @@ def emulated_ops(
         machine.run(work, machine.choose_shape(work, shape) if isinstance(shape, Device) else shape, schedule)
 
     def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *arguments: Any) -> None:
-        run(sample_work(out, logits, indices, *arguments))
+        if arguments[18:] and arguments[18] is not None:
+            sample_full(out, logits, indices, *arguments[:17], *NO_EDITS, *NO_HISTORY, *Details(arguments[18]))
+        else:
+            run(sample_work(out, logits, indices, *arguments))
 
     def filter_logits(logits: Tensor, *filters: Any) -> Tensor:
         out = torch.full(logits.shape, 12345.0, dtype=logits.dtype)

@@ -21,7 +21,7 @@ import request_oracle as oracle
 from conftest import BACKENDS
 from emulated import emulated_ops
 from fastsample import BadWords, History, LogitBias, TokenLists, ops, reference_edits
-from fastsample.arguments import ORDERS, Details, Edits
+from fastsample.arguments import NO_EDITS, NO_HISTORY, ORDERS, Details, Edits
 from fastsample.distribution import distribution
 from fastsample.ops import Ops
 from missing import missing
@@ -343,6 +343,39 @@ def check_full(backend: Ops, call: FullCall) -> None:
 @pytest.mark.parametrize("name", [*BACKENDS[1:], "triton", "cuda"], indirect=True)
 def test_sample_full_gives_what_the_reference_gives(name: str, number: int | None) -> None:
     run_examples(name, "sample_full", full_calls, check_full, number)
+
+
+@pytest.mark.parametrize("one_draw", [True, False])
+def test_sample_with_log_probabilities_is_sample_full(name: str, one_draw: bool) -> None:
+    """The operator `sample` writes them too, of draws [batch] and [batch, n], and NaN for rows that have none."""
+    backend = kernels(name, "sample")
+    logits = torch.randn(5, 65, generator=torch.Generator().manual_seed(1)) * 3
+    logits[3, 7] = math.nan
+    filters = (torch.tensor(0.8).item(), None, 9, None, 0.9, None, 0.0, None, 0)
+    randomness = (5, None, 0, None, 0, None, True)
+    shape = (6,) if one_draw else (6, 4)
+    found, expected = (
+        (torch.full(shape, POISON), torch.full(shape, math.pi)),
+        (torch.empty(shape).long(), torch.empty(shape)),
+    )
+    indices = torch.tensor([4, 0, 1, 3, 2, 9])
+    backend.sample(found[0], logits, indices, *filters, *randomness, False, False, found[1])
+    details = Details(expected[1])
+    REFERENCE.sample_full(expected[0], logits, indices, *filters, *randomness, False, *NO_EDITS, *NO_HISTORY, *details)
+    assert torch.equal(found[0], expected[0])
+    assert (ulp_distance(found[1], expected[1]) <= 4).all()
+    assert found[1].isnan().view(6, -1).all(dim=1).tolist() == [False, False, False, True, False, True]
+    only_tokens = torch.full(shape, POISON)
+    backend.sample(only_tokens, logits, indices, *filters, *randomness, False, False)
+    assert torch.equal(only_tokens, expected[0])
+
+
+@public
+def test_log_probabilities_alone_are_those_beside_others(name: str) -> None:
+    given = {"temperature": 0.8, "top_p": 0.9, "seed": SEEDS, "num_samples": 3, "backend": backend_of(name)}
+    alone, beside = fastsample.sample_full(LOGITS, **given), fastsample.sample_full(LOGITS, **given, distribution=True)
+    assert torch.equal(alone.tokens, beside.tokens)
+    assert torch.equal(alone.logprobs, beside.logprobs)
 
 
 def _entry(number: Any, rows: Tensor | None, row: int) -> Any:

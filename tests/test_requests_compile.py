@@ -91,6 +91,12 @@ def test_opcheck_of_sample_full(backend: ops.Ops, logits: Tensor) -> None:
     )
 
 
+def test_opcheck_of_sample_with_log_probabilities(backend: ops.Ops, logits: Tensor) -> None:
+    out, logprobs = torch.empty(ROWS, 2, dtype=torch.int64), torch.empty(ROWS, 2)
+    torch.library.opcheck(backend.sample, (out, logits, None, *NUMBERS, *SEED, True, False, logprobs))
+    torch.library.opcheck(backend.sample, (out[:, 0], logits, None, *NUMBERS, *SEED, True, False, None))
+
+
 def test_opcheck_of_kept_tokens(backend: ops.Ops, logits: Tensor) -> None:
     out, edits = torch.empty(ROWS, 1, dtype=torch.int64), edits_of(logits)
     details = Details(numbers=torch.empty(ROWS, 8, dtype=torch.int64))

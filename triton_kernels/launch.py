@@ -13,6 +13,7 @@ from fastsample import arguments, reference
 
 from . import policy, work, write
 from .call import EXACT, describe, on_device, prepare, randomness_of, read, select, tokens_of
+from .launch_full import sample_full
 
 # Probabilities may have more tokens than logits. Beyond, the tiles of a row's 4096 chunks no longer fit into registers.
 LARGEST_VOCAB = 2**24
@@ -21,7 +22,10 @@ LARGEST_VOCAB = 2**24
 def sample(out: Tensor, logits: Tensor, indices: Tensor | None, *operands: Any) -> None:
     """`fastsample.reference.sample` on Triton; of more than 2^24 probabilities a row, the reference itself."""
     filters, randomness = arguments.Filters(*operands[:9]), arguments.Randomness(*operands[9:16])
-    replacement, probabilities = operands[16:]
+    replacement, probabilities, *rest = operands[16:]
+    if rest and rest[0] is not None:
+        more = *arguments.NO_EDITS, *arguments.NO_HISTORY, *arguments.Details(rest[0])
+        return sample_full(out, logits, indices, *operands[:17], *more)
     out = reference.by_draw(out)
     rows, samples = out.shape
     if logits.numel() == 0 or logits.shape[1] > LARGEST_VOCAB:
