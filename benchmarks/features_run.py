@@ -25,6 +25,8 @@ from .report import microseconds, ratio
 from .timing import Contestant, Times, measure, rotation
 
 _SEED = 3
+# Turns of each feature. What is looked for is a tenth; in 5 turns the machine's speed drifted by two between them.
+_ROUNDS = 60
 # The limits: what a log-probability and 20 of them may cost, as a ratio to none.
 LIMITS = {"logprob": 1.10, "top-20-processed": 1.25, "top-20": 1.25}
 
@@ -123,7 +125,7 @@ def _measure(
         contestants["ours", feature.key] = Contestant(FeatureSession(feature, inputs, work, backend), batches)
         if with_peer and feature.processors is not None:
             contestants["peer", feature.key] = Contestant(ProcessorSession(feature, inputs), batches, brief=True)
-    times = measure(contestants, seconds)
+    times = measure(contestants, seconds, _ROUNDS)
     return Measured(
         setting,
         times["", "alone"],

@@ -49,11 +49,11 @@ def rotation(batch_bytes: int, rotated_bytes: int) -> int:
     return max(2, -(-rotated_bytes // batch_bytes)) if rotated_bytes else 1
 
 
-def measure(contestants: Mapping[Key, Contestant], seconds: float) -> dict[Key, Times]:
+def measure(contestants: Mapping[Key, Contestant], seconds: float, rounds: int = ROUNDS) -> dict[Key, Times]:
     """Time every contestant, in about `seconds` in all, shared equally.
 
     The first call of each warms up; if it takes longer than the share of a `brief` one it counts, and is all that is
-    made. The others share the time that is left, in up to `ROUNDS` turns each of at least one call. Contestants whose
+    made. The others share the time that is left, in up to `rounds` turns each of at least one call. Contestants whose
     first draw is not accepted are not in the result.
     """
     end = time.perf_counter() + seconds
@@ -76,11 +76,11 @@ def measure(contestants: Mapping[Key, Contestant], seconds: float) -> dict[Key, 
                 in_turns.append(key)
         # Slow contestants have spent more than their share; what they leave must be enough to measure the others.
         share = max((end - time.perf_counter()) / max(len(in_turns), 1), share / 4)
-        for _, key in itertools.product(range(ROUNDS), in_turns):
+        for _, key in itertools.product(range(rounds), in_turns):
             session, walk, times = contestants[key].session, walks[key], calls[key]
             if times and sum(times) >= share * 1e6:
                 continue
-            turn_end = time.perf_counter() + share / ROUNDS
+            turn_end = time.perf_counter() + share / rounds
             while True:
                 times.append(_timed_call(session, next(walk))[0])
                 if time.perf_counter() >= turn_end:

@@ -4,6 +4,8 @@ import sys
 from importlib import metadata
 from typing import NamedTuple
 
+from fastsample.integrations import vllm
+
 
 class IntegrationStatus(NamedTuple):
     """What is known of one host library.
@@ -12,8 +14,9 @@ class IntegrationStatus(NamedTuple):
         host: its name, and that of its module in `fastsample.integrations`.
         version: which one is installed; None where none is.
         needs_host: whether the integration is of use only where the host is installed.
-        on: whether fastsample is on in this process; None where that is asked of an object, such as a model.
+        on: whether fastsample is on; None where that is asked of an object, such as a model.
         step: what turns it on.
+        where: the processes in which it is on or off.
     """
 
     host: str
@@ -21,6 +24,7 @@ class IntegrationStatus(NamedTuple):
     needs_host: bool
     on: bool | None
     step: str
+    where: str = "this process"
 
     @property
     def summary(self) -> str:
@@ -28,7 +32,7 @@ class IntegrationStatus(NamedTuple):
         installed = f"{self.version} installed" if self.version else "not installed"
         if self.version is None and self.needs_host:
             return installed
-        on = {True: "on in this process", False: "off in this process", None: "on or off for each object"}[self.on]
+        on = {True: f"on in {self.where}", False: f"off in {self.where}", None: "on or off for each object"}[self.on]
         return f"{installed}; {on}; the one step: {self.step}"
 
 
@@ -50,6 +54,14 @@ def integration_statuses() -> dict[str, IntegrationStatus]:
             True,
             None,
             "fastsample.integrations.transformers.enable(model)",
+        ),
+        IntegrationStatus(
+            "vllm",
+            vllm.installed_version(),
+            True,
+            vllm.status() is None,
+            "installing fastsample beside vLLM",
+            "vLLM's processes",
         ),
     )
     return {status.host: status for status in statuses}

@@ -1,0 +1,102 @@
+"""What of the vLLM plugin can be seen without vLLM: where vLLM finds it, and which versions it accepts."""
+
+import logging
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from fastsample.integrations import vllm as plugin
+
+tomllib = pytest.importorskip("tomllib", reason="tomllib is in Python 3.11 and newer")
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "_registered", False)
+    monkeypatch.delenv(plugin.VARIABLE, raising=False)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+
+
+def test_the_entry_point_is_declared() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
+    module, _, name = declared["fastsample"].partition(":")
+    assert module == plugin.__name__
+    assert getattr(plugin, name) is plugin.register
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cpu", "0.33.0", "0.33.1.dev4+g1234567", "v0.33.0rc1"])
+def test_accepted_versions(version: str) -> None:
+    assert plugin.unsupported(version) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        ("0.31.9", "is too old; accepted: 0.32 or newer, below 0.34. Upgrade vLLM"),
+        ("0.9.2", "is too old; accepted: 0.32 or newer, below 0.34. Upgrade vLLM"),
+        ("0.34.0", "is newer than this fastsample; accepted: 0.32 or newer, below 0.34. Upgrade fastsample"),
+        ("1.0.0", "is newer than this fastsample; accepted: 0.32 or newer, below 0.34. Upgrade fastsample"),
+    ],
+)
+def test_other_versions(version: str, advice: str) -> None:
+    assert plugin.unsupported(version) == f"vLLM {version} {advice}"
+
+
+def test_a_version_that_cannot_be_read() -> None:
+    assert plugin.unsupported("dev") == "cannot read the version 'dev' of vLLM; accepted: 0.32 or newer, below 0.34"
+
+
+def _with_version(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """A vLLM of which nothing but the version is there: whatever the plugin touched beside it would be missing."""
+    stand_in = types.ModuleType("vllm")
+    stand_in.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+
+
+def test_another_version_is_left_alone_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _with_version(monkeypatch, "0.31.0")
+    with caplog.at_level(logging.INFO, logger="vllm.plugins.fastsample"):
+        plugin.register()
+        plugin.register()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages == [f"fastsample leaves vLLM's sampling alone: {plugin.unsupported('0.31.0')}"]
+
+
+@pytest.mark.parametrize("value", ["0", "off", "False", " no "])
+def test_the_variable_turns_it_off_silently(
+    value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _with_version(monkeypatch, "0.31.0")  # which would be warned of
+    monkeypatch.setenv(plugin.VARIABLE, value)
+    with caplog.at_level(logging.INFO, logger="vllm.plugins.fastsample"):
+        plugin.register()
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("value", ["1", "", "on"])
+def test_any_other_value_leaves_it_on(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugin.VARIABLE, value)
+    assert plugin.switched_on()
+
+
+def test_the_status_says_what_stands_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, str] = {}
+    monkeypatch.setattr(plugin, "installed_version", lambda: found.get("vllm"))
+    assert plugin.status() == "vLLM is not installed"
+    found["vllm"] = "0.32.0"
+    assert plugin.status() is None
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    assert plugin.status() == "VLLM_PLUGINS=another does not name fastsample"
+    monkeypatch.setenv("VLLM_PLUGINS", "another,fastsample")
+    assert plugin.status() is None
+    monkeypatch.setenv(plugin.VARIABLE, "0")
+    assert plugin.status() == "turned off by FASTSAMPLE_VLLM=0"
+    monkeypatch.delenv(plugin.VARIABLE)
+    found["vllm"] = "0.40.0"
+    assert plugin.status() == plugin.unsupported("0.40.0")
