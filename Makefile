@@ -69,7 +69,7 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 
 # An environment of its own: vLLM pins what others need in other versions. Without its dependencies, most of which are
 # for other models, devices and servers; the requirements name the rest.
-$(VLLM_VENV)/.packages: tests/integrations/vllm-requirements.txt constraints.txt pyproject.toml
+$(VLLM_VENV)/.packages: Makefile tests/integrations/vllm-requirements.txt constraints.txt pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) install --requirement tests/integrations/vllm-requirements.txt --constraint constraints.txt
 	$(VLLM_PIP) install --no-deps $(VLLM)

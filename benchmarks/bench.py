@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastsample import backends, doctor
 
-from . import features_run, machine, markdown, memory, plot, report, rows
+from . import compare, features_run, machine, markdown, memory, plot, report, rows
 from .check import WrongTokensError
 from .gpu import bench as gpu_bench
 from .gpu.contestants import PEERS as GPU_PEERS
@@ -37,17 +37,19 @@ _OF_THE_CPU = ("preset", "quick", "threads", "rotate", "real_logits", "memory", 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `fastsample bench`.
+    """Run `fastsample bench`, or `fastsample bench compare`.
 
     Args:
         arguments: the command line without "fastsample bench"; None takes it from `sys.argv`.
 
     Returns:
         The exit status: 1 if fastsample drew a wrong token, or a file cannot be used; 2 without the GPU that a backend
-        is timed on; else 0, whatever the speed.
+        is timed on; else 0, whatever the speed. `compare` has its own.
     """
     started = time.perf_counter()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["compare"]:
+        return compare.main(given[1:])
     options = _parser().parse_args(given)
     # A pipe or a file has no width of its own, and tables cut to 80 columns are of no use there.
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -268,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without options: the full grid in 10 minutes, with every peer that is installed (make peers) at the "
         "shapes of the goals. Peers that are named run everywhere. With --backend triton or cuda: the grid, the floor "
         "and the peers of the GPU command (make gpu), in 9 minutes on the GPU that is there; options about the CPU are "
-        "refused, and without a GPU nothing is measured.",
+        "refused, and without a GPU nothing is measured. fastsample bench compare A.json B.json compares two runs.",
     )
     parser.add_argument("--preset", choices=PRESETS, default="full", help="what to measure (default: %(default)s)")
     parser.add_argument(

@@ -1,5 +1,6 @@
 """`fastsample.integrations.flashinfer`: FlashInfer's signatures and contracts, drawn by the law, and `install`."""
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -7,7 +8,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -645,3 +648,45 @@ def test_the_log_line_and_the_doctor(
     assert "off in this process" in integration_statuses()["flashinfer"].summary
     assert integration_statuses()["transformers"].on is None
     assert IntegrationStatus("x", None, True, None, "").summary == "not installed"
+
+
+# --- what stands in, with a package of which only the name is there
+
+
+def _ours() -> int:
+    return 7
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    made = StandIn("fastsample_no_package.module", {"function": _ours}, "1")
+    yield made
+    made.uninstall()
+    assert "fastsample_no_package.module" not in sys.modules
+
+
+def test_a_stub_and_a_folder_of_the_name_are_no_package(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "fastsample_no_package").mkdir()
+    for stubbed in (False, True):
+        monkeypatch.syspath_prepend(str(tmp_path))
+        if stubbed:
+            monkeypatch.setitem(sys.modules, "fastsample_no_package", types.ModuleType("fastsample_no_package"))
+        assert stand_in.install()
+        assert importlib.import_module("fastsample_no_package.module").function() == 7
+        assert stand_in.uninstall()
+
+
+def test_threads_install_once(stand_in: StandIn) -> None:
+    for _ in range(100):
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda _: stand_in.install(), range(8)))
+        assert done.count(True) == 1
+        assert stand_in.is_installed()
+        assert stand_in.uninstall()
+
+
+def test_the_pinned_package_is_the_one_whose_api_this_is() -> None:
+    pinned = (Path(__file__).parents[1] / "requirements-hosts.txt").read_text()
+    assert f"flashinfer-python=={fi.API_VERSION}" in pinned

@@ -493,7 +493,7 @@ def install() -> None:
     """Make `import flashinfer.sampling` give the functions of this module, in this process; twice is once.
 
     It holds for `flashinfer.sampling` however it is imported from now on, and for the functions of it that `flashinfer`
-    has itself. Other modules that took a function out of it earlier keep FlashInfer's, so call this first. Without
+    has itself. Whoever took the module or a function out of it earlier keeps FlashInfer's, so call this first. Without
     FlashInfer, `flashinfer` becomes a package with nothing else in it. One line is logged, at level INFO, by the logger
     `fastsample.integrations.flashinfer`; and a warning, if the installed FlashInfer's functions take other parameters.
 

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -30,6 +31,7 @@ class StandIn:
         self._module: ModuleType | None = None
         self._replaced: ModuleType | None = None
         self._changes: list[tuple[dict[str, Any], str, Any, Any]] = []
+        self._lock = threading.Lock()
 
     def is_installed(self) -> bool:
         """Whether the module is replaced, as far as imports are concerned."""
@@ -41,10 +43,12 @@ class StandIn:
         Raises:
             ImportError: the package is installed, and cannot be imported.
         """
-        if self.is_installed():
-            return False
+        with self._lock:
+            return not self.is_installed() and self._install()
+
+    def _install(self) -> bool:
         self._undo()  # somebody else may have replaced ours since
-        if importlib.util.find_spec(self.package) is None:
+        if not self._package_is_installed():
             package, self._replaced = self._empty_package(), None
             self._change(sys.modules, self.package, package)
             self._change_all(vars(package), self.functions)
@@ -63,10 +67,11 @@ class StandIn:
 
     def uninstall(self) -> bool:
         """Put back what `install` replaced. Returns whether the module was replaced."""
-        was_installed = self.is_installed()
-        self._undo()
-        self._module = self._replaced = None
-        return was_installed
+        with self._lock:
+            was_installed = self.is_installed()
+            self._undo()
+            self._module = self._replaced = None
+            return was_installed
 
     def replaced_version(self) -> str | None:
         """The version of the package whose module is replaced; None where it is not installed."""
@@ -84,6 +89,14 @@ class StandIn:
             if (theirs := getattr(self._replaced, name, None)) is not None
             and parameters_of(function) != parameters_of(theirs)
         ]
+
+    def _package_is_installed(self) -> bool:
+        """No stub that somebody put into sys.modules, and no folder of this name without a package in it."""
+        try:
+            spec = importlib.util.find_spec(self.package)
+        except ValueError:
+            return False
+        return spec is not None and spec.origin is not None
 
     def _empty_package(self) -> ModuleType:
         package = ModuleType(self.package, f"An empty package for fastsample's {self.name}")

@@ -68,6 +68,17 @@ def test_another_version_is_left_alone_with_one_warning(
     assert caplog.messages == [f"fastsample leaves vLLM's sampling alone: {plugin.unsupported('0.31.0')}"]
 
 
+def test_a_vllm_of_other_parts_is_left_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """vLLM calls plugins unguarded, so that an error would keep it from starting."""
+    _with_version(monkeypatch, "0.33.0")
+    for name in [name for name in sys.modules if name.startswith(plugin.__name__ + ".")]:
+        monkeypatch.delitem(sys.modules, name)
+    with caplog.at_level(logging.INFO, logger="vllm.plugins.fastsample"):
+        plugin.register()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "vLLM 0.33.0 has other parts" in caplog.messages[0]
+
+
 @pytest.mark.parametrize("value", ["0", "off", "False", " no "])
 def test_the_variable_turns_it_off_silently(
     value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -90,6 +101,14 @@ def test_the_status_says_what_stands_in_the_way(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(plugin, "installed_version", lambda: found.get("vllm"))
     assert plugin.status() == "vLLM is not installed"
     found["vllm"] = "0.32.0"
+    plugins: list[types.SimpleNamespace] = []
+    monkeypatch.setattr(plugin, "entry_points", lambda group: plugins)
+    assert plugin.status() == "fastsample is not installed as a package here, so that vLLM finds no plugin"
+    plugins.append(types.SimpleNamespace(name="fastsample"))
+    usable = {name: types.SimpleNamespace(usable=False) for name in ("cpu", "cuda", "triton")}
+    monkeypatch.setattr(plugin, "backends", lambda: usable)
+    assert plugin.status() == "no compiled kernels run here"
+    usable["triton"].usable = True
     assert plugin.status() is None
     monkeypatch.setenv("VLLM_PLUGINS", "another")
     assert plugin.status() == "VLLM_PLUGINS=another does not name fastsample"

@@ -23,7 +23,15 @@ class Engine:
         made = LogitsProcessors(kind(settings, _CPU, False) for kind in (*BUILTIN_LOGITS_PROCESSORS, *processors))
         self.vocabulary = vocabulary
         self.batch = InputBatch(
-            slots, 1024, 1024, _CPU, vocabulary, [16], [64], logitsprocs=made, logitsprocs_need_output_token_ids=True
+            slots,
+            1024,
+            1024,
+            _CPU,
+            vocabulary,
+            [16],
+            [64],
+            logitsprocs=made,
+            logitsprocs_need_output_token_ids=bool(processors),
         )
         self.requests: dict[str, CachedRequestState] = {}
 

@@ -147,9 +147,13 @@ inline RequestResults run_request(const Case& c, const RowView& view, const RowV
   results.numbers.resize(kNumbers);
   const Draws draws{
       {c.seed, c.seed >> 7, static_cast<uint32_t>(c.seed >> 32)}, c.replacement, c.draws, results.tokens.data(), 1};
-  const Details details{{results.logprobs.data(), 0, 1, c.draws}, {results.raw_logprobs.data(), 0, 1, c.draws},
-                        {results.ranks.data(), 0, 1, c.draws},    {results.top_tokens.data(), 0, 1, top},
-                        {results.top_logprobs.data(), 0, 1, top}, {results.numbers.data(), 0, 1, kNumbers}};
+  const Details details{{results.logprobs.data(), 0, 1, c.draws},
+                        {results.raw_logprobs.data(), 0, 1, c.draws},
+                        {results.ranks.data(), 0, 1, c.draws},
+                        {results.top_tokens.data(), 0, 1, top},
+                        {results.top_logprobs.data(), 0, 1, top},
+                        {results.numbers.data(), 0, 1, kNumbers},
+                        c.seed % 3 == 0};
   const bool edited = c.seed % 4 != 0;
   kernels.sample_full(view, edited ? &row_edits : nullptr, c.filters, draws, details, scratch.get(), team);
 

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from fastsample.backends import backends
 
@@ -47,10 +47,14 @@ def register() -> None:
     if reason is not None:
         logger.warning("fastsample leaves vLLM's sampling alone: %s", reason)
         return
-    from fastsample.integrations.vllm import gpu_sampler, v1_sampler
+    try:
+        from fastsample.integrations.vllm import gpu_sampler, v1_sampler
 
-    v1_sampler.install()
-    gpu_sampler.install()
+        v1_sampler.install()
+        gpu_sampler.install()
+    except (ImportError, AttributeError) as error:
+        # vLLM calls this unguarded: what is raised here would keep it from starting.
+        logger.warning("fastsample leaves vLLM's sampling alone: vLLM %s has other parts (%s)", vllm.__version__, error)
 
 
 @cache
@@ -124,6 +128,10 @@ def status() -> str | None:
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and "fastsample" not in allowed.split(","):
         return f"VLLM_PLUGINS={allowed} does not name fastsample"
+    if not any(entry.name == "fastsample" for entry in entry_points(group="vllm.general_plugins")):
+        return "fastsample is not installed as a package here, so that vLLM finds no plugin"
+    if not any(backends()[name].usable for names in _KERNELS.values() for name in names):
+        return "no compiled kernels run here"
     return unsupported(found)
 
 

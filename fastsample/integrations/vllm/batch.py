@@ -78,8 +78,9 @@ def output_lengths(metadata: SamplingMetadata) -> dict[int, int]:
     for processor in metadata.logitsprocs.argmax_invariant:
         if type(processor) is SeededOutputs:
             return {row: len(output) for row, output in processor.outputs.items()}
-    # Without our processor, as under speculative decoding, vLLM hands over the outputs of all requests or of none.
-    return {row: len(output) for row, output in enumerate(metadata.output_token_ids)}
+    # Without our processor, as under speculative decoding, vLLM hands outputs over only where a neighbour needs them: a
+    # request would draw by its seed at one step and by vLLM's generator at another.
+    return {}
 
 
 def seeds(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from vllm.v1.sample.logits_processor.builtin import (
 )
 from vllm.v1.sample.metadata import SamplingMetadata
 
+from fastsample.integrations.vllm import logger
 from fastsample.integrations.vllm.requests import SeededOutputs
 
 _SERVED = (LogitBiasLogitsProcessor, MinPLogitsProcessor, SeededOutputs)
@@ -39,8 +41,18 @@ def rows_for_vllm(metadata: SamplingMetadata, lengths: dict[int, int], batch: in
         elif isinstance(processor, AdapterLogitsProcessor):
             rows |= set(processor.req_info)
         else:
+            _say_left(type(processor).__name__)
             return set(range(batch))
     return {row for row in rows if row < batch}
+
+
+@cache
+def _say_left(processor: str) -> None:
+    logger.warning(
+        "fastsample leaves every batch to vLLM: the logits processor %s does not say which rows it changes; make it "
+        "with AdapterLogitsProcessor",
+        processor,
+    )
 
 
 def sample_by_vllm(
