@@ -45,7 +45,7 @@ class RequestParameters(TypedDict, total=False):
         output_tokens: What the request has drawn so far, if it is being resumed; its next token is that at this offset.
         logit_bias: What is added to the logits of which token; -inf bans it.
         bad_words: Sequences of tokens that the output must not contain; none is empty.
-        min_tokens: `stop_tokens` are banned while the output is shorter than this.
+        min_tokens: `stop_tokens` are banned while the output is shorter; at most the max_tokens of the Sampler.
         stop_tokens: The tokens that `min_tokens` bans.
         allowed_tokens: The only tokens that may be drawn; an empty list, the default, does not restrict.
         bitmask: What a grammar allows: int32 [at least ceil(vocab / 32)] on the CPU, copied; bit i % 32 of word i / 32
