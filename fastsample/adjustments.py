@@ -242,9 +242,6 @@ class Normalised(NamedTuple):
     ignored: Tensor | None  # bool [batch]
 
 
-NOTHING = Normalised(Adjustments(), None)
-
-
 def normalise(given: LogitsAdjustments, batch: int, vocab: int, device: torch.device) -> Normalised:
     """Check `given` against `batch` output rows of `vocab` logits on `device`; bring it to what the operators take.
 
@@ -320,7 +317,7 @@ def pack_bitmask(lists: TokenLists | Tensor, vocab: int, *, empty: bool = True) 
     Raises:
         TypeError, ValueError: the lists are no such tensor, nor `TokenLists` of integer tensors on one device.
     """
-    if isinstance(lists, Tensor) and lists.dtype is torch.bool and lists.shape == (lists.shape[0], vocab):
+    if isinstance(lists, Tensor) and lists.dtype is torch.bool and lists.dim() == 2 and lists.shape[1] == vocab:
         return _packed(torch.nn.functional.pad(lists, (0, -vocab % 32)))
     if not isinstance(lists, TokenLists) or not isinstance(lists.offsets, Tensor) or lists.offsets.dim() != 1:
         raise TypeError(

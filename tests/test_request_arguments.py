@@ -297,8 +297,9 @@ def test_a_bitmask_of_bools(vocab: int) -> None:
     lists = TokenLists.of([row.nonzero()[:, 0].tolist() for row in allowed])
     packed = fastsample.pack_bitmask(allowed, vocab)
     assert torch.equal(packed, fastsample.pack_bitmask(lists, vocab, empty=False))
-    with pytest.raises(TypeError, match=rf"a bool tensor \[batch, {vocab + 1}\]"):
-        fastsample.pack_bitmask(allowed, vocab + 1)
+    for wrong in (torch.zeros(3, vocab + 2).bool(), allowed[0], torch.tensor(True)):
+        with pytest.raises(TypeError, match=rf"a bool tensor \[batch, {vocab + 1}\]"):
+            fastsample.pack_bitmask(wrong, vocab + 1)
     with pytest.raises(TypeError, match=r"bitmask: .*fastsample\.pack_bitmask makes one of bools"):
         fastsample.sample(torch.zeros(3, vocab), bitmask=allowed)
 

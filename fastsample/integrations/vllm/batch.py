@@ -12,7 +12,7 @@ from vllm.v1.sample.logits_processor.builtin import (
 )
 from vllm.v1.sample.metadata import SamplingMetadata
 
-from fastsample.adjustments import BadWords, LogitBias, LogitsAdjustments, TokenLists
+from fastsample.adjustments import BadWords, LogitBias, LogitsAdjustments, TokenLists, pack_bitmask
 from fastsample.integrations.vllm.requests import SeededOutputs
 
 # Below it vLLM's V1 sampler takes a temperature for 0 (_SAMPLING_EPS).
@@ -104,9 +104,7 @@ def _allowed(metadata: SamplingMetadata) -> Tensor:
     if packed is None:
         assert metadata.allowed_token_ids_mask is not None
         allowed = ~metadata.allowed_token_ids_mask
-        bits = torch.nn.functional.pad(allowed, (0, -allowed.shape[1] % 32)).view(allowed.shape[0], -1, 32)
-        powers = torch.ones(32, dtype=torch.int32, device=bits.device) << torch.arange(32, device=bits.device)
-        packed = (bits * powers.to(torch.int32)).sum(dim=2, dtype=torch.int32)
+        packed = pack_bitmask(allowed, allowed.shape[1])
         # vLLM makes new metadata whenever the batch changes, so a request's mask is packed once, not at every token.
         metadata._fastsample_allowed = packed
     return packed
