@@ -24,7 +24,7 @@ FORMATTED_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -nam
 # `make gpu` needs no .venv and downloads nothing: this Python has a torch with CUDA.
 GPU_PYTHON ?= python3
 
-.PHONY: help install test test-slow test-vllm triton-versions demo bench gpu peers lint format wheel clean distclean FORCE
+.PHONY: help install test test-slow test-vllm triton-versions demo bench gpu gpu-peers peers lint format wheel clean distclean FORCE
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -93,6 +93,9 @@ bench: install  ## the benchmark table
 gpu:  ## on a machine with a GPU: every GPU test and the benchmark against the floor, with GPU_PYTHON's packages
 	$(GPU_PYTHON) setup.py --quiet egg_info
 	$(GPU_PYTHON) benchmarks/gpu/from_source.py $(ARGS)
+
+gpu-peers: install  ## pack FlashInfer, compiled ahead, and vLLM's Triton kernel for `make gpu` on a machine without network
+	$(BIN)/python -m fastsample.benchmarks.gpu.pack_peers $(ARGS)
 
 peers: install requirements-peers.txt  ## add the other samplers that the benchmark compares with (about 8 minutes)
 	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) install --requirement requirements-peers.txt --constraint constraints.txt

@@ -14,7 +14,7 @@ from fastsample.benchmarks.check import WrongTokensError, check_peer
 from fastsample.benchmarks.ours import OneRead
 from fastsample.benchmarks.peers.base import Job, NotServedError, Peer, Session, Work
 
-from . import grid
+from . import grid, packed_peers
 from .contestants import COMPILED, OUR_BACKENDS, PEERS, FastsampleSession, SoftmaxSession, ours, why_not
 from .floor import READ_SHAPES, Floor, FloorError, LaunchSession, ReadSession, build
 from .grid import Setting
@@ -53,6 +53,8 @@ def run(recorder: Recorder, options: PartOptions) -> None:
         PartFailedError: fastsample drew a wrong token somewhere, or none of its kernels can run here.
     """
     end = time.monotonic() + options.seconds - 5
+    if not options.rehearsal:
+        packed_peers.put_in_place()
     runner = _Runner(recorder, options, end)
     todo = grid.rehearsal() if options.rehearsal else grid.settings(options.axes)
     for done, setting in enumerate(todo):

@@ -8,6 +8,7 @@ import torch
 
 from fastsample.benchmarks.peers.base import Job, NotServedError, Peer, Work
 
+from . import packed_peers
 from .contestants import PEERS
 from .options import PartOptions
 from .records import Recorder
@@ -18,6 +19,8 @@ _BATCH, _VOCABULARY = 2, 128256
 
 def run(recorder: Recorder, options: PartOptions) -> None:
     """Record of each peer its version, and why it is not measured, if it is not."""
+    if not options.rehearsal:
+        recorder.add("note", text=packed_peers.put_in_place())
     for peer in PEERS.values():
         if peer.key in options.unusable_peers:
             _record(recorder, peer, "it was not asked for")

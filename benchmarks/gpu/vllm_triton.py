@@ -1,8 +1,9 @@
 """vLLM's Triton kernel for top-k and top-p, with the softmax and the draw that vLLM runs after it.
 
-From an installed vLLM, or from a copy of its one file `vllm/v1/sample/ops/topk_topp_triton.py` that
-FASTSAMPLE_VLLM_TRITON names: vLLM itself need not be there. The copy gets stand-ins for the few helpers it imports; a
-version that also imports vllm.model_executor, as the newest do, needs the whole of vLLM.
+From an installed vLLM, or from a copy of its file `vllm/v1/sample/ops/topk_topp_triton.py` that FASTSAMPLE_VLLM_TRITON
+names: vLLM itself need not be there. The copy gets stand-ins for the few helpers it imports. The newest versions import
+two files more, `jit_warmup.py` and `jit_warmup_triton_helper.py` of `vllm/model_executor/warmup`, which must stand
+where they stand in vLLM, seen from the copy.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def load_kernel() -> Apply:
         if specification is None or specification.loader is None:
             raise ImportError(f"{FILE_VARIABLE}={file}: not a Python file")
         module = importlib.util.module_from_spec(specification)
-        with _stand_ins():
+        with _stand_ins(Path(file)):
             specification.loader.exec_module(module)
         _loaded[file] = _entry(module)
     return _loaded[file]
@@ -111,7 +112,7 @@ def _entry(module: ModuleType) -> Apply:
 
 
 @contextmanager
-def _stand_ins() -> Iterator[None]:
+def _stand_ins(file: Path) -> Iterator[None]:
     """What the file imports from vLLM, for as long as it is being imported."""
     triton = importlib.import_module("triton")
 
@@ -121,32 +122,41 @@ def _stand_ins() -> Iterator[None]:
     def num_compute_units(device: int | None = None) -> int:
         return torch.cuda.get_device_properties(device or 0).multi_processor_count
 
+    utilities = {"triton": triton, "tl": importlib.import_module("triton.language"), "HAS_TRITON": True}
     contents: dict[str, dict[str, Any]] = {
         "vllm": {},
+        "vllm.envs": {},
         "vllm.platforms": {"current_platform": _CudaPlatform()},
-        "vllm.triton_utils": {"triton": triton, "tl": importlib.import_module("triton.language")},
+        "vllm.triton_utils": utilities,
         "vllm.utils": {},
         "vllm.utils.gpu_sync_debug": {"gpu_sync_allowed": nullcontext},
         "vllm.utils.math_utils": {"next_power_of_2": next_power_of_2},
         "vllm.utils.platform_utils": {"num_compute_units": num_compute_units},
     }
-    before = {name: sys.modules.get(name) for name in contents}
+    before = _modules_of_vllm()
     for name, members in contents.items():
         module = ModuleType(name)
         module.__path__ = []
         vars(module).update(members)
         sys.modules[name] = module
+    # vllm/v1/sample/ops/<file>: what stands beside it is found under its own name.
+    if len(file.parents) > 3 and file.parents[3].name == "vllm":
+        sys.modules["vllm"].__path__ = [str(file.parents[3])]
     try:
         yield
     finally:
-        for name, old in before.items():
-            if old is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = old
+        for name in _modules_of_vllm():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _modules_of_vllm() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "vllm"}
 
 
 class _CudaPlatform:
+    device_type = "cuda"
+
     def is_cuda_alike(self) -> bool:
         return True
 
