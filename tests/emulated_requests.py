@@ -14,9 +14,9 @@ from fastsample import ops
 from fastsample.adjustments import Adjustments
 from fastsample.arguments import Details, Filters, History, Randomness
 from fastsample.ops import Ops
+from request_checks import check_edits, check_full
 from request_strategies import FullCall, RequestCall
 from strategies import filters_for, logits_of, one_thread, probabilities_of, randomness_for
-from test_requests import check_edits, check_full
 
 REFERENCE = ops.for_backend("reference")
 SEEDED = Randomness(1234, None, 5, None, 0, None, True)

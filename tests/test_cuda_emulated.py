@@ -36,9 +36,9 @@ from emulated import (
     sample_work,
 )
 from fastsample import ops, reference
+from request_checks import check_edits, check_full
 from request_strategies import full_calls, request_calls
 from strategies import DTYPES, Call, calls, calls_without_indices, one_thread
-from test_requests import check_edits, check_full
 
 A100, T4 = Device(80, 108), Device(75, 40)
 

@@ -19,8 +19,8 @@ from conftest import BACKENDS
 from fastsample import LogitBias, TokenLists
 from fastsample.distribution import distribution
 from fastsample.ops import Ops
+from request_backends import REFERENCE, backend_of, name, run_examples
 from strategies import DTYPES, TEMPERATURES, layouts, rows, same_bits, ulp_distance
-from test_requests import REFERENCE, backend_of, name, run_examples
 
 __all__ = ["name"]
 

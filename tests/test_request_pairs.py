@@ -15,8 +15,8 @@ import fastsample
 from emulated import emulated_ops
 from fastsample import BadWords, History, LogitBias, TokenLists, full_sampling, transforms
 from fastsample.backends import select
+from request_backends import backend_of, kernels, name
 from strategies import one_thread, same_bits, ulp_distance
-from test_requests import backend_of, kernels, name
 
 __all__ = ["name"]
 

@@ -19,7 +19,7 @@ from transformers.generation import PrefixConstrainedLogitsProcessor, Repetition
 import fastsample
 from conftest import BACKENDS
 from fastsample import BadWords, LogitBias, TokenLists
-from test_requests import backend_of, name
+from request_backends import backend_of, name
 
 __all__ = ["name"]
 

@@ -1,4 +1,4 @@
-"""What requests add to a call, on the Triton kernels in Triton's interpreter: the bodies of tests/test_requests.py and
+"""What requests add to a call, on the Triton kernels in Triton's interpreter: the bodies of tests/request_checks.py and
 pieces of speculative decoding, over the divisions of tests/test_triton.py.
 """
 
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastsample
+import request_checks
 import test_backends_agree as agree
-import test_requests as requests
 from fastsample import LogitBias, TokenLists, ops
 from fastsample.adjustments import Adjustments
 from fastsample.arguments import Details, Edits, Filters, History
@@ -171,8 +171,8 @@ class Body(NamedTuple):
 
 
 BODIES = {
-    "find_edits": Body(request_calls(3, SMALL), requests.check_edits, 20),
-    "sample_full": Body(full_calls(3, SMALL), requests.check_full, 20),
+    "find_edits": Body(request_calls(3, SMALL), request_checks.check_edits, 20),
+    "sample_full": Body(full_calls(3, SMALL), request_checks.check_full, 20),
     "fixed_probs_at": Body(fixed_calls(probabilities=False), check_fixed, 10),
     "fixed_probs_at of probabilities": Body(fixed_calls(probabilities=True), check_fixed, 5),
     "random_words": Body(calls(max_rows=3, vocabularies=(5,)), check_words, 5),
@@ -308,7 +308,7 @@ def test_scratch_memory_need_not_be_zero(poisoned_memory: None) -> None:
     for number in (3, 6):
         with divided(one_of_each(number), 257):
             check_details(logits, edits_at(BORDERS, 257, 2), agree.FILTERS["p .9"])
-            requests.check_edits(TRITON, RequestCall(logits, None, 2, requests_of(BORDERS, 2)))
+            request_checks.check_edits(TRITON, RequestCall(logits, None, 2, requests_of(BORDERS, 2)))
             call = Call(logits, None, agree.PLAIN, agree.SEEDED, 1)
             check_residual(TRITON, Residual(call, logits.roll(1, 1), torch.arange(2), agree.PLAIN, False, False))
 
@@ -324,7 +324,7 @@ def test_counts_that_span_more_than_32_bits() -> None:
     counts[:, 3], counts[0, 33] = 2, 5
     logits = agree.normal(rows * vocab, 2.0).view(rows, vocab)
     logits[:, 32] = 99.0
-    requests.check_edits(
+    request_checks.check_edits(
         TRITON, RequestCall(logits, None, rows, Adjustments(frequency_penalty=0.5, output_counts=counts))
     )
     expected = counts.clone()
