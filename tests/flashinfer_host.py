@@ -83,13 +83,18 @@ assert len(lines) == 2
 ours.uninstall()
 assert len(lines) == 2
 
-# FlashInfer is imported by now, and a user holds its function: that one stays FlashInfer's.
-held = flashinfer.sampling.softmax
+# FlashInfer is imported by now, and a user holds the module and a function of it: the module's functions become ours,
+# the function that was taken out of it stays FlashInfer's.
+held_module, held = flashinfer.sampling, flashinfer.sampling.softmax
+theirs = dict(vars(held_module))
 ours.install()
 assert is_ours()
-assert held is real.softmax
+assert held_module.softmax is ours.softmax is not held
+assert held_module.top_k_sampling_from_probs(PROBS, 1).tolist() == [2, 0]
+assert held_module.get_sampling_module is theirs["get_sampling_module"]
 ours.uninstall()
 assert not is_ours()
+assert vars(held_module) == theirs
 
 # A FlashInfer of other parameters.
 del lines[:]

@@ -22,6 +22,7 @@ from torch import Tensor
 import fastsample
 from fastsample import doctor, reference
 from fastsample.integrations import flashinfer as fi
+from fastsample.integrations import renormalised
 from fastsample.integrations.stand_in import StandIn, parameters_of
 from fastsample.integrations.status import IntegrationStatus, integration_statuses
 from law_oracle import Case, answer
@@ -300,6 +301,35 @@ def test_bad_values_in_tensors_make_their_rows_invalid(probs: Tensor) -> None:
     assert fi.top_p_renorm_probs(probs, bad).isnan().all(dim=1).tolist() == [not valid for valid in expected]
 
 
+def test_a_top_k_of_floats_that_is_no_number_makes_its_row_invalid(probs: Tensor, logits: Tensor) -> None:
+    """FlashInfer converts a top_k of floats, and so a NaN to whatever number its processor makes of it."""
+    top_k = torch.tensor([1.0, math.nan, 3.0, math.inf, -math.inf, 6.9])
+    integers = torch.tensor([1, 2, 3, 0, 0, 6])
+    expected = [True, False, True, True, True, True]
+    chosen = torch.tensor([5, 1, 0, 1])
+    calls: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (fi.top_k_sampling_from_probs, {}),
+        (fi.top_k_top_p_sampling_from_probs, {"top_p": 0.7}),
+        (fi.top_k_top_p_sampling_from_probs, {"top_p": torch.linspace(0.2, 1.0, BATCH), "filter_apply_order": "joint"}),
+    ]
+    for function, named in calls:
+        tokens, valid = function(probs, top_k, **named, seed=1, return_valid=True)
+        assert valid.tolist() == expected
+        assert torch.equal(tokens[valid], function(probs, integers, **named, seed=1)[valid])
+        assert function(probs, top_k, **named, indices=chosen, return_valid=True)[1].tolist() == [True, False] * 2
+        assert not function(probs, top_k[1], **named, return_valid=True)[1].any()
+        with pytest.raises(ValueError, match=r"top_k: got a tensor of shape \[4\].*shape \[6\]"):
+            function(probs, top_k[:4], **named)
+        with pytest.raises(ValueError, match=r"top_p: got 1\.5"):
+            fi.top_k_top_p_sampling_from_probs(probs, top_k, 1.5)
+    found = fi.top_k_renorm_probs(probs, top_k)
+    assert found.isnan().all(dim=1).tolist() == [not valid for valid in expected]
+    assert torch.equal(found[2:], fi.top_k_renorm_probs(probs, integers)[2:])
+    masked = fi.top_k_mask_logits(logits, top_k)
+    assert masked.isnan().all(dim=1).tolist() == [not valid for valid in expected]
+    assert torch.equal(masked[2:], fi.top_k_mask_logits(logits, integers)[2:])
+
+
 def test_parameters_that_keep_all(probs: Tensor) -> None:
     expected = fi.sampling_from_probs(probs, seed=1, offset=1)
     for k in (0, -1, VOCAB, 1 << 30, torch.full((BATCH,), 1 << 30, dtype=torch.int32), torch.tensor(0)):
@@ -394,7 +424,7 @@ def kept_by_formula(p: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 2.0**-100])
 def test_renormalised_probabilities(probs: Tensor, dtype: torch.dtype, scale: float) -> None:
-    """The support by ==, with the ties of 16-bit probabilities; the values to within the law's integers."""
+    """The kept set by ==, also of the ties of 16-bit probabilities; the values to within the law's integers."""
     p = probs.to(dtype) * (1.0 if dtype is torch.float16 else scale)
     rows = p.float()
     exact = rows.double()
@@ -411,19 +441,72 @@ def test_renormalised_probabilities(probs: Tensor, dtype: torch.dtype, scale: fl
         found = function(p, parameter)
         same_dtype = function is fi.top_k_renorm_probs and dtype is not torch.float64
         assert found.dtype is (dtype if same_dtype else torch.float32)
-        assert torch.equal(found > 0, kept & (found > 0))
+        assert torch.equal(found > 0, kept)  # each of these p is above 0, and so is its share in its dtype
         share = torch.where(kept, exact, 0.0)
         share = share / share.sum(1, keepdim=True)
         rounding = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}.get(found.dtype, 1e-6)
         smallest = 2.0**-24 if found.dtype is torch.float16 else 0.0
         torch.testing.assert_close(found.double(), share, rtol=rounding, atol=smallest)
-        assert torch.equal((found > 0)[share > 1e-6], torch.ones(int((share > 1e-6).sum()), dtype=torch.bool))
         assert torch.equal(function(p, parameter, is_deterministic=True), found)
         for row in range(BATCH):  # the batch plays no part
             at = parameter[row : row + 1] if isinstance(parameter, Tensor) else parameter
             assert torch.equal(function(p[row : row + 1], at), found[row : row + 1])
     assert fi.top_k_renorm_prob is fi.top_k_renorm_probs
     assert fi.top_p_renorm_prob is fi.top_p_renorm_probs
+
+
+def awkward_rows() -> Tensor:
+    """Rows of the kinds that the steps of renormalising tell apart, each valid unless it says otherwise."""
+    vocab = 3000
+    spread = torch.randn(8, vocab, generator=torch.Generator().manual_seed(6))
+    rows = (spread * torch.tensor([0.0, 0.1, 1, 2, 4, 8, 20, 3])[:, None]).softmax(-1)
+    rows[5] = rows[5].bfloat16().float()  # ties
+    few = torch.zeros(7, vocab)
+    few[0, 17] = 1.0
+    few[1, [5, 900, 2999]] = 0.25
+    few[2] = rows[3] * 2.0**-120  # denormals among them
+    few[3] = 2.0**-149
+    few[4] = rows[4].where(rows[4] > 1e-4, -0.0)
+    few[5] = rows[4].where(rows[4] > 1e-4, -(2.0**-149))  # invalid
+    few[6, 1] = math.nan  # invalid
+    return torch.cat([rows, few])
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rows_renormalised_one_by_one_are_those_of_the_batch(
+    dtype: torch.dtype, flushed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU takes long rows one by one, a GPU the batch at once: equal bits, and the kept set of the reference."""
+    rows = awkward_rows().to(dtype)
+    assert rows.shape[1] >= renormalised._LONG_ROW
+    strided = torch.stack([rows, rows], dim=2)[:, :, 1]
+    top_p = torch.linspace(0.0, 1.0, len(rows))
+    top_p[:6] = torch.tensor([0.5, 0.9, 0.99, 1.0, 0.0, 2.0**-149])
+    top_k = torch.arange(len(rows)) * 230
+    calls: list[tuple[Callable[..., Tensor], Any]] = [
+        *((fi.top_p_renorm_probs, p) for p in (0.0, 0.3, 0.9, 0.9999, 1.0, top_p, top_p.flip(0))),
+        *((fi.top_k_renorm_probs, k) for k in (1, 2, 40, rows.shape[1], top_k)),
+    ]
+    torch.set_flush_denormal(flushed)
+    try:
+        for function, parameter in calls:
+            alone = function(rows, parameter)
+            assert torch.equal(function(strided, parameter).nan_to_num(-1.0), alone.nan_to_num(-1.0))
+            with monkeypatch.context() as patch:
+                patch.setattr(renormalised, "_LONG_ROW", 10**6)
+                together = function(rows, parameter)
+            assert torch.equal(bits_of(alone), bits_of(together))
+    finally:
+        torch.set_flush_denormal(False)
+    for p in (0.3, 0.9, 0.9999):
+        kept = reference.kept_set(rows, fastsample.arguments.NO_FILTERS._replace(top_p=p), probabilities=True)
+        assert torch.equal(fi.top_p_renorm_probs(rows, p).nan_to_num(0.0) > 0, kept & (rows > 0))
+
+
+def bits_of(values: Tensor) -> Tensor:
+    """The bits of floats, so that denormals are told apart also where the processor flushes them; any NaN is one."""
+    return values.where(~values.isnan(), math.nan).view(torch.int32 if values.dtype is torch.float32 else torch.int16)
 
 
 def test_renormalised_rows_keep_what_is_drawn_from(probs: Tensor) -> None:
@@ -616,9 +699,36 @@ def test_a_stand_in_leaves_alone_what_others_put_there(package: str) -> None:
     assert stand_in.replaced_version() == "unknown"
     assert stand_in.different_signatures() == []
     host.draw = lambda: 4  # as another library would that patches after us
+    assert stand_in.is_installed()
+    assert not stand_in.install()
+    assert host.draw() == 4
     assert stand_in.uninstall()
     assert (host.draw(), host.sampling.draw()) == (4, 1)
     assert not stand_in.uninstall()
+
+
+def test_a_module_held_before_has_the_functions_too(package: str) -> None:
+    held = importlib.import_module(f"{package}.sampling")
+    function, names = held.draw, set(vars(held))
+    stand_in = StandIn(f"{package}.sampling", {"draw": lambda: 3, "added": lambda: 5}, "1")
+    assert stand_in.install()
+    assert (held.draw(), held.added(), held.left(), function()) == (3, 5, 2, 1)
+    assert stand_in.different_signatures() == []
+    assert stand_in.uninstall()
+    assert held.draw is function
+    assert set(vars(held)) == names
+
+
+def test_a_module_that_was_reloaded_is_replaced_again(package: str) -> None:
+    stand_in = StandIn(f"{package}.sampling", {"draw": lambda: 3}, "1")
+    assert stand_in.install()
+    module = importlib.reload(sys.modules[f"{package}.sampling"])
+    assert module.draw() == 1
+    assert not stand_in.is_installed()
+    assert stand_in.install()
+    assert module.draw() == 3
+    assert stand_in.uninstall()
+    assert module.draw() == 1
 
 
 def test_a_package_that_cannot_be_imported_says_so(package: str, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
     import fastsample.integrations.flashinfer
 
-    fastsample.integrations.flashinfer.install()  # `import flashinfer.sampling` now gives the functions below
+    fastsample.integrations.flashinfer.install()  # `flashinfer.sampling` now has the functions below
 
 Names, parameters, defaults and results are FlashInfer's, so code that calls it needs no change; FlashInfer itself need
 not be installed. In all of them:
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample import arguments, ops, reference, transforms
+from fastsample import arguments, ops, transforms
 from fastsample.integrations.flashinfer_arguments import (
     check_counter,
     checked_order,
@@ -38,7 +38,7 @@ from fastsample.integrations.flashinfer_arguments import (
     raise_for_nan,
     shared,
 )
-from fastsample.integrations.renormalised import renormalised
+from fastsample.integrations.renormalised import renormalised, renormalised_nucleus
 from fastsample.integrations.stand_in import StandIn
 from fastsample.randomness import check_sources, generated, seeded
 from fastsample.speculative import verify_chain
@@ -313,8 +313,8 @@ def top_k_top_p_sampling_from_probs(
 def top_p_renorm_probs(probs: Tensor, top_p: float | Tensor, is_deterministic: bool = False) -> Tensor:
     """Probabilities of the nucleus, renormalised, with the contract of `flashinfer.sampling.top_p_renorm_probs`.
 
-    It keeps what `top_p_sampling_from_probs` draws from. Computed by PyTorch operations, on every device the same, with
-    a sort of each row.
+    It keeps what `top_p_sampling_from_probs` draws from. Computed by PyTorch operations: on a CPU what may be kept of a
+    row is sorted, on a GPU the whole row.
 
     Args:
         probs: as for `sampling_from_probs`.
@@ -332,7 +332,7 @@ def top_p_renorm_probs(probs: Tensor, top_p: float | Tensor, is_deterministic: b
     """
     rows = checked_rows("probs", probs, _MOST_CATEGORIES)
     filters = filters_of_outputs(0, top_p, 0.0, "top_k_first", rows, None)
-    return renormalised(rows, reference.kept_set(rows, filters, probabilities=True))
+    return renormalised_nucleus(rows, filters)
 
 
 def top_k_renorm_probs(probs: Tensor, top_k: int | Tensor, is_deterministic: bool = False) -> Tensor:
@@ -490,11 +490,12 @@ _stand_in = StandIn("flashinfer.sampling", _FUNCTIONS, API_VERSION)
 
 
 def install() -> None:
-    """Make `import flashinfer.sampling` give the functions of this module, in this process; twice is once.
+    """Put the functions of this module into `flashinfer.sampling`, in this process; twice is once.
 
-    It holds for `flashinfer.sampling` however it is imported from now on, and for the functions of it that `flashinfer`
-    has itself. Whoever took the module or a function out of it earlier keeps FlashInfer's, so call this first. Without
-    FlashInfer, `flashinfer` becomes a package with nothing else in it. One line is logged, at level INFO, by the logger
+    It holds for `flashinfer.sampling` however and whenever it is imported, also for who holds that module already, and
+    for the functions of it that `flashinfer` has itself. Who took a function out of it earlier (`from
+    flashinfer.sampling import softmax`) keeps FlashInfer's, so call this first. Without FlashInfer, `flashinfer`
+    becomes a package with nothing else in it. One line is logged, at level INFO, by the logger
     `fastsample.integrations.flashinfer`; and a warning, if the installed FlashInfer's functions take other parameters.
 
     Raises:
@@ -523,7 +524,7 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Whether `import flashinfer.sampling` gives the functions of this module."""
+    """Whether `flashinfer.sampling` has the functions of this module."""
     return _stand_in.is_installed()
 
 

@@ -43,10 +43,18 @@ def raise_for_nan(name: str, bad: Tensor) -> None:
 def filters_of_outputs(top_k: Any, top_p: Any, min_p: Any, order: str, rows: Tensor, source: Tensor | None) -> Filters:
     """The parameters of the rows as those of the outputs; source: the row of each output, or None for one each."""
     outputs = rows.shape[0] if source is None else source.shape[0]
-    top_k = _of_outputs("top_k", top_k, torch.int64, rows, source)
+    k = _of_outputs("top_k", top_k, torch.int64, rows, source)
     top_p = _of_outputs("top_p", top_p, torch.float32, rows, source)
     min_p = _of_outputs("min_p", min_p, torch.float32, rows, source)
-    return arguments.normalise_filters(1.0, top_k, top_p, min_p, order, outputs, rows.device)
+    filters = arguments.normalise_filters(1.0, k, top_p, min_p, order, outputs, rows.device)
+    if not (isinstance(top_k, Tensor) and top_k.is_floating_point()):
+        return filters
+    # As an integer a NaN would be any number, and the law knows no bad top_k. One in top_p makes the row invalid.
+    no_number = _of_outputs("top_k", top_k.isnan(), torch.bool, rows, source)
+    top_p = filters.top_p_rows
+    if top_p is None:
+        top_p = torch.full((), filters.top_p, dtype=torch.float32, device=rows.device)
+    return filters._replace(top_p_rows=torch.where(no_number, torch.nan, top_p))
 
 
 def _of_outputs(name: str, value: Any, dtype: torch.dtype, rows: Tensor, source: Tensor | None) -> Any:

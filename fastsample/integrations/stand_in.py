@@ -1,4 +1,4 @@
-"""A module of a host library replaced by functions of ours, for whoever imports it, until it is put back."""
+"""Functions of a host library's module replaced by ours, for whoever has the module, until they are put back."""
 
 import importlib.util
 import inspect
@@ -14,31 +14,33 @@ _ABSENT = object()
 
 
 class StandIn:
-    """What stands in for one module of a package, whether or not that package is installed.
+    """What stands in for functions of one module of a package, whether or not that package is installed.
 
-    An installed package is imported first, whole, so that what it binds at its import is its own, and can be put back.
-    Where there is none, an empty package is put in its place: Python imports a module only through its package.
+    An installed package is imported first, whole. The functions are replaced inside its module, not the module in
+    sys.modules: who imported the module earlier has ours too, and every other name of it is where it was. Where there
+    is no package, an empty one is put in its place: Python imports a module only through its package.
 
     Args:
-        name: the module to be replaced, "package.module".
-        functions: what the module is to hold, by name. For every other name it goes on to the replaced module.
+        name: the module whose functions are to be replaced, "package.module".
+        functions: what the module is to hold, by name.
         version: the `__version__` of an empty package, which users of the package may compare.
     """
 
     def __init__(self, name: str, functions: Mapping[str, Callable[..., Any]], version: str) -> None:
         self.name, self.functions, self.version = name, dict(functions), version
         self.package, _, self.attribute = name.rpartition(".")
-        self._module: ModuleType | None = None
-        self._replaced: ModuleType | None = None
+        # What the module held under these names; None where there is no package.
+        self._replaced: dict[str, Any] | None = None
         self._changes: list[tuple[dict[str, Any], str, Any, Any]] = []
         self._lock = threading.Lock()
 
     def is_installed(self) -> bool:
-        """Whether the module is replaced, as far as imports are concerned."""
-        return self._module is not None and sys.modules.get(self.name) is self._module
+        """Whether the module, as imports find it, holds a function of ours; it has none after a reload."""
+        held = getattr(sys.modules.get(self.name), "__dict__", {})
+        return any(held.get(name) is function for name, function in self.functions.items())
 
     def install(self) -> bool:
-        """Replace the module. Returns whether it had not been replaced before.
+        """Replace the functions. Returns whether they had not been replaced before.
 
         Raises:
             ImportError: the package is installed, and cannot be imported.
@@ -49,45 +51,43 @@ class StandIn:
     def _install(self) -> bool:
         self._undo()  # somebody else may have replaced ours since
         if not self._package_is_installed():
-            package, self._replaced = self._empty_package(), None
+            package, module = self._empty_package(), self._empty_module()
             self._change(sys.modules, self.package, package)
-            self._change_all(vars(package), self.functions)
+            self._change(sys.modules, self.name, module)
+            self._change(vars(package), self.attribute, module)
+            exported = self.functions
         else:
-            package, self._replaced = import_module(self.package), import_module(self.name)
-            bound = {
+            package, module = import_module(self.package), import_module(self.name)
+            self._replaced = {name: vars(module).get(name, _ABSENT) for name in self.functions}
+            # The package exports some of them, and may have things of its own under the names of others.
+            exported = {
                 name: function
                 for name, function in self.functions.items()
-                if vars(package).get(name, _ABSENT) is vars(self._replaced).get(name)
+                if vars(package).get(name, _ABSENT) is self._replaced[name] is not _ABSENT
             }
-            self._change_all(vars(package), bound)
-        self._module = self._new_module()
-        self._change(sys.modules, self.name, self._module)
-        self._change(vars(package), self.attribute, self._module)
+        self._change_all(vars(module), self.functions)
+        self._change_all(vars(package), exported)
         return True
 
     def uninstall(self) -> bool:
-        """Put back what `install` replaced. Returns whether the module was replaced."""
+        """Put back what `install` replaced. Returns whether the functions were replaced."""
         with self._lock:
             was_installed = self.is_installed()
             self._undo()
-            self._module = self._replaced = None
             return was_installed
 
     def replaced_version(self) -> str | None:
-        """The version of the package whose module is replaced; None where it is not installed."""
+        """The version of the package whose functions are replaced; None where it is not installed."""
         if self._replaced is None:
             return None
         return str(getattr(sys.modules[self.package], "__version__", "unknown"))
 
     def different_signatures(self) -> list[str]:
-        """The functions whose parameters have other names, kinds, order or defaults in the replaced module."""
-        if self._replaced is None:
-            return []
+        """The functions whose parameters have other names, kinds, order or defaults than those that they replace."""
         return [
             name
-            for name, function in self.functions.items()
-            if (theirs := getattr(self._replaced, name, None)) is not None
-            and parameters_of(function) != parameters_of(theirs)
+            for name, theirs in (self._replaced or {}).items()
+            if theirs is not _ABSENT and parameters_of(self.functions[name]) != parameters_of(theirs)
         ]
 
     def _package_is_installed(self) -> bool:
@@ -105,17 +105,13 @@ class StandIn:
         package.__version__ = self.version  # type: ignore[attr-defined]
         return package
 
-    def _new_module(self) -> ModuleType:
+    def _empty_module(self) -> ModuleType:
         module = ModuleType(self.name, f"fastsample's functions in place of {self.name}")
         module.__package__ = self.package
         module.__spec__ = ModuleSpec(self.name, None)
-        vars(module).update(self.functions)
-        replaced = self._replaced
 
         def other_names(name: str) -> Any:
-            if replaced is None:
-                raise AttributeError(f"module {self.name!r} is fastsample's, and has no {name!r}")
-            return getattr(replaced, name)
+            raise AttributeError(f"module {self.name!r} is fastsample's, and has no {name!r}")
 
         module.__getattr__ = other_names  # type: ignore[method-assign]
         return module
@@ -137,6 +133,7 @@ class StandIn:
                 del namespace[key]
             else:
                 namespace[key] = before
+        self._replaced = None
 
 
 def parameters_of(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
