@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample import sampler as vllm_sampler
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
@@ -197,10 +198,9 @@ def test_raw_logprobs_are_vllms(listed: int, adjusted: dict[str, Any], monkeypat
     runner.add("a", SamplingParams(temperature=0.9, seed=1, logprobs=listed, **adjusted), [1, 2], [9])
     runner.add("b", SamplingParams(temperature=0.0), [1, 2, 3])
     logits = logits_of(2)
-    original, calls = gpu_sampler._vllm_scores, []
-    monkeypatch.setattr(
-        gpu_sampler, "_vllm_scores", lambda *given, **named: calls.append(1) or original(*given, **named)
-    )
+    replaced, calls = gpu_sampler.replaced_scores, []
+    original = replaced.theirs
+    monkeypatch.setattr(replaced, "theirs", lambda *given, **named: calls.append(1) or original(*given, **named))
     output = runner(logits, "a", "b")
     assert len(calls) == (1 if adjusted or listed > 32 else 0)
     mine = output.logprobs_tensors
@@ -233,3 +233,35 @@ def test_a_sampler_with_its_own_draw_is_left_alone() -> None:
     runner.add("a", SamplingParams(temperature=1.0), [1])
     runner.sampler.__class__ = Watermarked
     assert tokens_of(runner(logits_of(1), "a")) == [42]
+
+
+def test_what_others_put_over_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is off, what another's patch calls of it is vLLM's; installed again, it does not call that patch."""
+    runner = Runner("processed_logits")
+    runner.add("a", SamplingParams(temperature=1.0, top_k=3, seed=1, logprobs=5), [1])
+    logits = logits_of(1)
+    mine = runner(logits, "a")
+    calls: list[int] = []
+
+    def patched(self: Sampler, *arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return gpu_sampler.sample(self, *arguments, **named)
+
+    monkeypatch.setattr(Sampler, "sample", patched)
+    gpu_sampler.uninstall()
+    assert Sampler.sample is patched
+    assert vllm_sampler.compute_topk_scores is gpu_sampler.replaced_scores.theirs
+    drawn: list[int] = []
+    theirs = gpu_sampler.replaced_sample.theirs
+    monkeypatch.setattr(
+        gpu_sampler.replaced_sample, "theirs", lambda *given, **named: drawn.append(1) or theirs(*given, **named)
+    )
+    runner.sampler(logits.clone(), runner.batch("a"))
+    assert len(calls) == len(drawn) == 1
+    gpu_sampler.install()
+    assert Sampler.sample is patched
+    assert tokens_of(runner(logits, "a")) == tokens_of(mine)
+    assert (len(calls), len(drawn)) == (2, 1)
+    monkeypatch.undo()
+    gpu_sampler.uninstall()
+    assert Sampler.sample is theirs

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` runs this in an environment that has it")
 
 from vllm import SamplingParams
+from vllm.config.reasoning import ReasoningConfig
 from vllm.plugins import load_general_plugins
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.sample.logits_processor import (
@@ -86,13 +89,13 @@ def logits_of(rows: int, seed: int = 0, spread: float = 3.0, vocabulary: int = V
 def vllm_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows vLLM's own code was given, at each call."""
     calls: list[int] = []
-    original = v1_sampler._vllm_forward
+    original = v1_sampler.replaced_forward.theirs
 
     def counted(sampler: Sampler, logits: Tensor, *arguments: Any) -> SamplerOutput:
         calls.append(logits.shape[0])
         return original(sampler, logits, *arguments)
 
-    monkeypatch.setattr(v1_sampler, "_vllm_forward", counted)
+    monkeypatch.setattr(v1_sampler.replaced_forward, "theirs", counted)
     return calls
 
 
@@ -190,6 +193,44 @@ def test_kept_sets_are_vllms(filters: dict[str, Any], temperature: float) -> Non
     assert all(1 <= int(row.sum()) < VOCABULARY for place, row in enumerate(kept) if place != 3)
     for _ in range(50):
         assert bool(kept.gather(1, ours(logits, metadata).sampled_token_ids.long()).all())
+
+
+def real_rows() -> Tensor:
+    """The logits of a real model that the other tests have, float32 [16, 49152]."""
+    return torch.from_numpy(np.load(Path(__file__).parents[1] / "data" / "real_logits.npz")["logits"]).float()
+
+
+REAL_FILTERS: list[dict[str, Any]] = [
+    {"top_k": 1},
+    {"top_k": 50},
+    {"top_p": 0.5},
+    {"top_p": 0.9},
+    {"top_p": 0.999},
+    {"min_p": 0.05},
+    {"top_k": 50, "top_p": 0.9, "min_p": 0.02},
+]
+# docs/vllm.md tells of it: row 11 keeps 2324 tokens where vLLM, whose sums are of float32, keeps 2325.
+REAL_DIFFERENCES = {("{'top_p': 0.999}", 1.0): {11: (2324, 2325)}}
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("filters", REAL_FILTERS, ids=str)
+def test_kept_sets_of_real_rows_are_vllms(filters: dict[str, Any], temperature: float) -> None:
+    """By ==, of every row, but for ties at the k-th logit, of which vLLM keeps all, and what is listed above."""
+    logits = real_rows()
+    metadata = whole_vocabulary(
+        batch_of([SamplingParams(temperature=temperature, **filters) for _ in logits], vocabulary=logits.shape[1])
+    )
+    mine, theirs = (each(logits, metadata, "processed_logprobs").logprobs_tensors for each in (ours, by_vllm))
+    assert mine is not None
+    assert theirs is not None
+    differences: dict[int, tuple[int, int]] = {}
+    for row, (kept, by_them) in enumerate(zip(mine.logprobs > -math.inf, theirs.logprobs > -math.inf, strict=True)):
+        assert int(kept.sum()) >= 1
+        tied_with_the_last = logits[row] == logits[row][kept].min() if "top_k" in filters else torch.zeros_like(kept)
+        if not torch.equal(kept, by_them & ~(tied_with_the_last & ~kept)):
+            differences[row] = int(kept.sum()), int(by_them.sum())
+    assert differences == REAL_DIFFERENCES.get((str(filters), temperature), {})
 
 
 def test_ties_at_the_kth_logit() -> None:
@@ -429,7 +470,10 @@ class Forced(AdapterLogitsProcessor):
         return change
 
 
-class Reversed(LogitsProcessor):
+TILT = torch.linspace(4.0, -4.0, VOCABULARY)
+
+
+class Tilted(LogitsProcessor):
     """A user's processor that does not say which rows it changes."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -442,7 +486,7 @@ class Reversed(LogitsProcessor):
         pass
 
     def apply(self, logits: Tensor) -> Tensor:
-        return -logits
+        return logits + TILT
 
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
@@ -470,11 +514,72 @@ def test_a_row_with_a_processor_of_its_own_falls_back_alone(mode: str, vllm_call
     assert int(output.logprobs_tensors.selected_token_ranks[2]) == int(theirs.selected_token_ranks[2])
 
 
-def test_a_processor_of_unknown_rows_leaves_the_batch_to_vllm(vllm_calls: list[int]) -> None:
+class Sharpened(LogitsProcessor):
+    """Another one that does not, for vLLM to run after the temperature: it changes no greedy token."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.calls = 0
+
+    def is_argmax_invariant(self) -> bool:
+        return True
+
+    def update_state(self, batch_update: Any) -> None:
+        pass
+
+    def apply(self, logits: Tensor) -> Tensor:
+        self.calls += 1
+        return logits * 1.5
+
+
+def test_the_tokens_after_a_processor_of_unknown_rows_are_fastsamples(vllm_calls: list[int]) -> None:
+    logits = logits_of(4)
+    greedy = batch_of([SamplingParams(temperature=0.0) for _ in range(4)], processors=[Tilted])
+    assert tokens_of(ours(logits, greedy)) == (logits + TILT).argmax(dim=1).tolist()
+    drawn = ours(logits, batch_of([seeded(seed=row) for row in range(4)], outputs=OUTPUTS[:4], processors=[Tilted]))
+    expected = ours(logits + TILT, batch_of([seeded(seed=row) for row in range(4)], outputs=OUTPUTS[:4]))
+    assert tokens_of(drawn) == tokens_of(expected)
+    assert vllm_calls == []
+
+
+@pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits", "processed_logits", "processed_logprobs"])
+@pytest.mark.parametrize("processors", [[Tilted], [Sharpened], [Tilted, Sharpened, Forced]], ids=str)
+@pytest.mark.parametrize("adjusted", ["nothing", "all"])
+def test_scores_after_a_processor_of_unknown_rows_are_vllms(
+    adjusted: str, processors: list[type[LogitsProcessor]], mode: str, vllm_calls: list[int]
+) -> None:
+    """Of the whole vocabulary, with kept sets in it, of greedy and drawn rows together; each processor runs once."""
+    parameters = [
+        SamplingParams(
+            temperature=0.8 if row % 3 else 0.0,
+            top_k=30,
+            min_p=0.02,
+            extra_args={"forced": 8} if row == 2 else None,
+            **(ADJUSTMENTS[adjusted]() if row % 2 else {}),
+        )
+        for row in range(len(OUTPUTS))
+    ]
+    metadata = whole_vocabulary(batch_of(parameters, PROMPTS, OUTPUTS, processors))
+    logits = logits_of(len(OUTPUTS))
+    mine = ours(logits, metadata, mode)
+    assert vllm_calls == []
+    assert [each.calls for each in metadata.logitsprocs.all if type(each) is Sharpened] == [1] * (
+        Sharpened in processors
+    )
+    theirs = by_vllm(logits, metadata, mode)
+    assert [tokens_of(mine)[row] for row in (0, 3)] == [tokens_of(theirs)[row] for row in (0, 3)]
+    assert mine.logprobs_tensors is not None
+    assert theirs.logprobs_tensors is not None
+    torch.testing.assert_close(mine.logprobs_tensors.logprobs, theirs.logprobs_tensors.logprobs, **TOLERANCE)
+
+
+def test_rows_fall_back_also_after_a_processor_of_unknown_rows(vllm_calls: list[int]) -> None:
+    """It is run once for the batch, and vLLM draws the row from what it made."""
+    metadata = batch_of([seeded(seed=row, top_k=1) for row in range(3)], processors=[Tilted])
+    (follower,) = (each for each in metadata.logitsprocs.argmax_invariant if type(each) is SeededOutputs)
+    del follower.outputs[1]
     logits = logits_of(3)
-    metadata = batch_of([SamplingParams(temperature=0.0) for _ in range(3)], processors=[Reversed])
-    assert tokens_of(Sampler()(logits.clone(), metadata)) == logits.argmin(dim=1).tolist()
-    assert vllm_calls == [3]
+    assert tokens_of(ours(logits, metadata)) == (logits + TILT).argmax(dim=1).tolist()
+    assert vllm_calls == [1]
 
 
 def test_a_minimum_length_with_a_grammar_falls_back_alone(vllm_calls: list[int]) -> None:
@@ -500,35 +605,27 @@ def test_a_minimum_length_with_a_grammar_falls_back_alone(vllm_calls: list[int])
 
 
 def test_thinking_budgets_fall_back_alone(vllm_calls: list[int]) -> None:
-    class Holder:
-        """As much of vLLM's as its sampler uses; forces token 123 in its rows."""
+    """With vLLM's own state of them: the request may think two tokens, then its thoughts are ended for it."""
+    reasoning = ReasoningConfig()
+    reasoning._reasoning_start_token_ids, reasoning._reasoning_end_token_ids = [120], [123, 124]
 
-        def __init__(self) -> None:
-            self._state = {1: object()}
-            self.updated = 0
+    def drawn(budget: int | None) -> list[list[int]]:
+        engine = Engine(reasoning=reasoning)
+        for row in range(3):
+            parameters = seeded(seed=row, thinking_token_budget=budget if row == 1 else None)
+            engine.add(str(row), parameters, prompt=(1, 2, 120))
+        for step in range(6):
+            engine.record(ours(logits_of(3, step), engine.metadata()).sampled_token_ids)
+        return [engine.requests[str(row)].output_token_ids for row in range(3)]
 
-        def has_tracked_requests(self) -> bool:
-            return True
-
-        def update_state(self, output: list[list[int]], *arguments: Any, **named: Any) -> None:
-            assert len(output) == 3
-            self.updated += 1
-
-        def apply_to_logits(self, logits: Tensor, *arguments: Any) -> Tensor:
-            assert logits.shape[0] == 3
-            logits[1] = -math.inf
-            logits[1, 123] = 1.0
-            return logits
-
-    logits = logits_of(3)
-    metadata = batch_of([seeded(seed=row) for row in range(3)], outputs=OUTPUTS[:3])
-    expected = tokens_of(ours(logits, metadata))
-    expected[1] = 123
-    metadata.thinking_budget_state_holder = holder = Holder()
-    metadata.output_token_ids = [list(output) for output in OUTPUTS[:3]]  # as where vLLM's own holder tracks requests
-    assert tokens_of(ours(logits, metadata)) == expected
-    assert vllm_calls == [1]
-    assert holder.updated == 1
+    free = drawn(None)
+    assert vllm_calls == []
+    bound = drawn(2)
+    assert vllm_calls == [1] * 6
+    assert bound[0] == free[0]
+    assert bound[2] == free[2]
+    assert bound[1][2:4] == [123, 124]
+    assert not {123, 124} & {*free[1], *bound[1][:2], *bound[1][4:]}
 
 
 def test_a_seed_without_a_known_length_falls_back_alone(vllm_calls: list[int]) -> None:
@@ -597,16 +694,54 @@ def test_the_bonus_token_of_speculative_decoding_is_vllms(vllm_calls: list[int])
 
 def test_it_can_be_undone() -> None:
     v1_sampler.uninstall()
-    assert Sampler.forward is v1_sampler._vllm_forward
+    assert Sampler.forward is v1_sampler.replaced_forward.theirs is not v1_sampler.forward
     assert SeededOutputs not in BUILTIN_LOGITS_PROCESSORS
     v1_sampler.install()
     v1_sampler.install()
     assert BUILTIN_LOGITS_PROCESSORS.count(SeededOutputs) == 1
 
 
+def test_what_others_put_over_it_stays(vllm_calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is off, what another's patch calls of it is vLLM's; installed again, it does not call that patch."""
+    calls: list[int] = []
+
+    def patched(self: Sampler, *arguments: Any) -> SamplerOutput:
+        calls.append(1)
+        return v1_sampler.forward(self, *arguments)
+
+    logits, metadata = logits_of(2), batch_of([seeded(), seeded(seed=3)])
+    expected = tokens_of(ours(logits, metadata))
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "forward", patched)
+        v1_sampler.uninstall()
+        assert Sampler.forward is patched
+        Sampler()(logits.clone(), metadata)
+        assert (len(calls), vllm_calls) == (1, [2])
+        v1_sampler.install()
+        assert Sampler.forward is patched
+        assert tokens_of(ours(logits, metadata)) == expected
+        assert (len(calls), vllm_calls) == (2, [2])
+    assert Sampler.forward is v1_sampler.forward
+
+
+def test_what_others_put_there_before_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    v1_sampler.uninstall()
+    theirs = Sampler.forward
+
+    def patched(self: Sampler, *arguments: Any) -> SamplerOutput:
+        return theirs(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "forward", patched)
+        v1_sampler.install()
+        v1_sampler.uninstall()
+        assert Sampler.forward is patched
+    assert Sampler.forward is theirs
+
+
 def test_the_sampler_of_the_newer_model_runner() -> None:
     """In a process of its own, where vLLM takes Triton's interpreter for a device."""
-    pytest.importorskip("triton", reason="Triton is not installed, whose interpreter runs that sampler's kernels")
+    assert find_spec("triton") is not None, "Triton is not installed; `make test-vllm` installs it beside vLLM"
     here = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "vllm_interpreted", str(here / "gpu_runner_cases.py")]
     environment = {**os.environ, "PYTHONPATH": str(here)}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm import SamplingParams
+from vllm.config.reasoning import ReasoningConfig
 from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
@@ -18,7 +19,13 @@ _CPU = torch.device("cpu")
 class Engine:
     """The persistent batch of a model runner, without the model."""
 
-    def __init__(self, processors: Sequence[Any] = (), vocabulary: int = VOCABULARY, slots: int = 32) -> None:
+    def __init__(
+        self,
+        processors: Sequence[Any] = (),
+        vocabulary: int = VOCABULARY,
+        slots: int = 32,
+        reasoning: ReasoningConfig | None = None,
+    ) -> None:
         settings: Any = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=slots))
         made = LogitsProcessors(kind(settings, _CPU, False) for kind in (*BUILTIN_LOGITS_PROCESSORS, *processors))
         self.vocabulary = vocabulary
@@ -32,6 +39,7 @@ class Engine:
             [64],
             logitsprocs=made,
             logitsprocs_need_output_token_ids=bool(processors),
+            reasoning_config=reasoning,
         )
         self.requests: dict[str, CachedRequestState] = {}
 

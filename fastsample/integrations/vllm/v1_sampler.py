@@ -18,31 +18,30 @@ import fastsample
 from fastsample.adjustments import LogitsAdjustments
 from fastsample.arguments import MAX_VOCAB
 from fastsample.integrations.vllm import batch as of_batch
-from fastsample.integrations.vllm import say_on, serves
+from fastsample.integrations.vllm import plugin, say_on
 from fastsample.integrations.vllm.logprobs import in_one_pass, logprobs_of
+from fastsample.integrations.vllm.replaced import Replaced
 from fastsample.integrations.vllm.requests import SeededOutputs
 from fastsample.integrations.vllm.row_fallback import rows_for_vllm, sample_by_vllm
+from fastsample.integrations.vllm.whole_batch import any_of_unknown_rows, processed
 
 # What vLLM's own draw takes from a generator on a GPU, and takes back for a token that it throws away.
 _OFFSET_OF_A_DRAW = 4
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-_vllm_forward = Sampler.forward
 
 
 def install() -> None:
     """Put fastsample into every sampler of the class, also those that are there already; twice is once."""
     if SeededOutputs not in logits_processor.BUILTIN_LOGITS_PROCESSORS:
         logits_processor.BUILTIN_LOGITS_PROCESSORS.append(SeededOutputs)
-    # On the class: the model runner has imported the name by the time that plugins are loaded.
-    Sampler.forward = forward
+    replaced_forward.install()
 
 
 def uninstall() -> None:
     """Undo `install`; batches that exist keep following their requests, which changes nothing."""
     if SeededOutputs in logits_processor.BUILTIN_LOGITS_PROCESSORS:
         logits_processor.BUILTIN_LOGITS_PROCESSORS.remove(SeededOutputs)
-    Sampler.forward = _vllm_forward
+    replaced_forward.uninstall()
 
 
 def forward(
@@ -56,13 +55,21 @@ def forward(
 
     The token after accepted drafts, which belongs to vLLM's verification, is left to vLLM.
     """
-    served = logits.dtype in _DTYPES and 1 <= logits.shape[1] <= MAX_VOCAB and serves(logits.device.type)
+    served = logits.dtype in _DTYPES and 1 <= logits.shape[1] <= MAX_VOCAB and plugin.serves(logits.device.type)
     lengths = of_batch.output_lengths(sampling_metadata)
     left = rows_for_vllm(sampling_metadata, lengths, logits.shape[0])
-    if predict_bonus_token or not served or len(left) == logits.shape[0]:
-        return _vllm_forward(self, logits, sampling_metadata, predict_bonus_token, logprobs_mode_override)
+    ours = replaced_forward.on and served and not predict_bonus_token and len(left) < logits.shape[0]
+    if not ours:
+        output: SamplerOutput = replaced_forward.theirs(
+            self, logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
+        )
+        return output
     say_on()
     return _Step(self, logits, sampling_metadata, lengths, left, logprobs_mode_override or self.logprobs_mode).output()
+
+
+# On the class: the model runner has imported the name by the time that plugins are loaded.
+replaced_forward = Replaced(Sampler, "forward", forward)
 
 
 class _Draw(NamedTuple):
@@ -85,6 +92,9 @@ class _Step:
         mode: str,
     ) -> None:
         self.sampler = sampler
+        self.raw = logits
+        if any_of_unknown_rows(metadata.logitsprocs.all):
+            logits, metadata = processed(sampler, logits, metadata)
         self.logits = logits
         self.metadata = metadata
         self.lengths = lengths
@@ -112,7 +122,8 @@ class _Step:
             if logprobs is not None and by_vllm.logprobs_tensors is not None:
                 for ours, theirs in zip(logprobs[:3], by_vllm.logprobs_tensors[:3], strict=True):
                     ours[index] = theirs.to(ours.dtype)
-            elif scores is not None and by_vllm.logprobs_tensors is not None:
+            elif scores is not None and by_vllm.logprobs_tensors is not None and self.mode in PROCESSED_LOGPROBS_MODES:
+                # Raw ones are computed by vLLM's own function in any case.
                 scores[index] = by_vllm.logprobs_tensors.logprobs
         # vLLM reads any negative token as one that is not known yet.
         tokens.clamp_(min=0)
@@ -123,7 +134,7 @@ class _Step:
     def _in_one_pass(self) -> bool:
         """Whether the log-probabilities asked for are those that the draw can say on the way."""
         # Of the processed distribution the draw does not say the token's rank, nor a greedy row's probabilities.
-        raw = self.mode == "raw_logprobs" and not self.metadata.logprob_token_ids
+        raw = self.mode == "raw_logprobs" and self.logits is self.raw and not self.metadata.logprob_token_ids
         return raw and in_one_pass(self.metadata.max_num_logprobs)
 
     def _draw(self, with_logprobs: bool) -> _Draw:
@@ -149,15 +160,16 @@ class _Step:
             changes |= {"max_num_logprobs": -1, "logprob_token_ids": None}
 
         def vllm_forward(*arguments: Any) -> SamplerOutput:
-            return _vllm_forward(self.sampler, *arguments)
+            output: SamplerOutput = replaced_forward.theirs(self.sampler, *arguments)
+            return output
 
         return sample_by_vllm(vllm_forward, self.logits, self.metadata, rows, **changes)
 
     def _scores(self) -> Tensor:
         """What vLLM gathers log-probabilities from: float32 [batch, vocab]."""
-        logits = self.logits
+        logits = self.raw
         if self.mode in PROCESSED_LOGPROBS_MODES:
-            logits = fastsample.process_logits(logits, **self.adjustments)
+            logits = fastsample.process_logits(self.logits, **self.adjustments)
             # vLLM leaves the distribution of a greedy row as it is at temperature 1.
             temperature = self.metadata.temperature
             if temperature is not None:
