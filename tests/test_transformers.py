@@ -16,7 +16,6 @@ import transformers
 from torch import Tensor
 from transformers import (
     GenerationConfig,
-    LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
@@ -30,12 +29,20 @@ from transformers import (
 import fastsample
 from fastsample.benchmarks.model import load_model
 from fastsample.integrations import transformers as integration
-from fastsample.integrations.deferred import DeferredProbabilities, DeferredScores, SamplingParameters
+from fastsample.integrations.deferred import DeferredBatch, DeferredProbabilities, DeferredScores, SamplingParameters
 from fastsample.integrations.transformers import disable, enable, is_enabled
-
-VOCABULARY = 300
-EOS, PAD = 7, 0
-PROMPT = torch.tensor([[5, 20, 31, 9]])
+from transformers_host import (
+    EOS,
+    PAD,
+    PROMPT,
+    VOCABULARY,
+    messages_of_fastsample,
+    narrow_model,
+    one_thread,
+    redrawn,
+    sampled,
+    warped,
+)
 
 PARAMETERS: list[dict[str, Any]] = [
     {},
@@ -50,60 +57,19 @@ each_parameters = pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    # Where another process has the second core, two threads wait for each other: a real model took 20 times as long.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture
 def model() -> LlamaForCausalLM:
-    """A Llama of two narrow layers, random but for a scale that spreads its logits."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=None,
-        pad_token_id=PAD,
-        bos_token_id=1,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.lm_head.weight.data *= 20
-    model.generation_config = GenerationConfig(do_sample=True, top_k=0, pad_token_id=PAD, bos_token_id=1)
-    return model
+    return narrow_model()
 
 
 @pytest.fixture
-def warnings_of_fastsample(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    integration._warn_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger=integration.__name__):
-        yield caplog
-
-
-def sampled(model: LlamaForCausalLM, inputs: Tensor = PROMPT, seed: int = 0, **options: Any) -> Any:
-    """`generate` with all that it can tell, eight tokens unless told otherwise."""
-    torch.manual_seed(seed)
-    options = {"do_sample": True, "max_new_tokens": 8, "output_logits": True, "output_scores": True} | options
-    return model.generate(inputs, return_dict_in_generate=True, **options)
-
-
-def redrawn(step_logits: tuple[Tensor, ...], parameters: dict[str, Any], seed: int = 0) -> Tensor:
-    """What `fastsample.sample` draws from the logits of each step, [batch, steps]."""
-    torch.manual_seed(seed)
-    return torch.stack([fastsample.sample(logits, **parameters) for logits in step_logits], dim=1)
-
-
-def warped(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
-    """The scores that transformers' own warpers make of the logits."""
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
-    if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
-    return LogitsProcessorList([*warpers, TopPLogitsWarper(top_p), MinPLogitsWarper(min_p)])(PROMPT, logits)
+def warnings_of_fastsample() -> Iterator[list[str]]:
+    with messages_of_fastsample(logging.WARNING) as messages:
+        yield messages
 
 
 # --- the tokens
@@ -250,7 +216,7 @@ def test_invalid_logits_are_an_error(model: LlamaForCausalLM) -> None:
     ids=lambda options: next(iter(options)),
 )
 def test_a_filter_that_is_not_the_laws_runs_in_transformers(
-    model: LlamaForCausalLM, options: dict[str, Any], warnings_of_fastsample: pytest.LogCaptureFixture
+    model: LlamaForCausalLM, options: dict[str, Any], warnings_of_fastsample: list[str]
 ) -> None:
     options = options | {"temperature": 0.9, "top_k": 50, "top_p": 0.95}
     config = GenerationConfig(do_sample=True, pad_token_id=PAD, max_new_tokens=8, **options)
@@ -259,8 +225,8 @@ def test_a_filter_that_is_not_the_laws_runs_in_transformers(
     with enable(model):
         result = sampled(model, generation_config=config)
         sampled(model, generation_config=config)
-    (record,) = warnings_of_fastsample.records
-    assert "TemperatureLogitsWarper" in record.message
+    (message,) = warnings_of_fastsample
+    assert "TemperatureLogitsWarper" in message
     input_ids = PROMPT
     for step, (scores, logits) in enumerate(zip(result.scores, result.logits, strict=True)):
         input_ids = result.sequences[:, : PROMPT.shape[1] + step]
@@ -300,40 +266,13 @@ def test_filters_in_another_order_stay_apart(model: LlamaForCausalLM) -> None:
     assert torch.equal(chain(PROMPT, logits) + 0, LogitsProcessorList(top_p_first)(PROMPT, logits))
 
 
-def test_beam_sampling_is_transformers_own(
-    model: LlamaForCausalLM, warnings_of_fastsample: pytest.LogCaptureFixture
-) -> None:
+def test_beam_sampling_is_transformers_own(model: LlamaForCausalLM, warnings_of_fastsample: list[str]) -> None:
     plain = sampled(model, num_beams=3, top_p=0.9).sequences
     with enable(model):
         assert torch.equal(sampled(model, num_beams=3, top_p=0.9).sequences, plain)
         assert torch.equal(sampled(model, num_beams=3, top_p=0.9).sequences, plain)
-    (record,) = warnings_of_fastsample.records
-    assert "beam" in record.message
-
-
-def test_continuous_batching_gets_transformers_own_chain(
-    model: LlamaForCausalLM, warnings_of_fastsample: pytest.LogCaptureFixture
-) -> None:
-    config = GenerationConfig(do_sample=True, temperature=0.5, top_k=9, top_p=0.5)
-    plain = model._get_logits_processor(config)
-    with enable(model):
-        assert [type(warper) for warper in model._get_logits_processor(config)] == [type(warper) for warper in plain]
-    (record,) = warnings_of_fastsample.records
-    assert "continuous batching" in record.message
-
-
-def test_assisted_generation_keeps_the_filters(model: LlamaForCausalLM) -> None:
-    parameters = {"temperature": 0.7, "top_k": 4}
-    prompt = torch.tensor([[5, 20, 31, 9, 5, 20, 31]])
-    assistant = copy.deepcopy(model)
-    for options in ({"prompt_lookup_num_tokens": 2}, {"assistant_model": assistant}):
-        with enable(model), enable(assistant):
-            result = sampled(model, prompt, **options, **parameters)
-        drawn = result.sequences[0, prompt.shape[1] :]
-        assert len(result.scores) == len(drawn) == 8
-        for token, scores, logits in zip(drawn, result.scores, result.logits, strict=True):
-            assert torch.equal(scores, warped(logits, **parameters))
-            assert scores[0, token] > -math.inf
+    (message,) = warnings_of_fastsample
+    assert "beam" in message
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"repetition_penalty": 1.3}], ids=str)
@@ -532,6 +471,46 @@ def test_other_draws_are_torchs(logits: Tensor) -> None:
         ours = torch.multinomial(DeferredScores.of(logits, FILTERS).softmax(-1), **arguments)
         torch.manual_seed(5)
         assert torch.equal(ours, torch.multinomial(warped(logits, *FILTERS).softmax(-1), **arguments))
+
+
+def test_each_row_has_its_own_parameters(logits: Tensor) -> None:
+    temperature, top_k = torch.tensor([0.0, 0.5, 1.0, 2.0]), torch.tensor([0, 5, 300, 2], dtype=torch.int32)
+    rows = SamplingParameters(temperature, top_k, torch.tensor([1.0, 0.9, 0.5, 1.0]))
+    torch.manual_seed(5)
+    expected = fastsample.sample(logits, *rows, num_samples=1)
+    torch.manual_seed(5)
+    batch = DeferredScores.of(logits, rows).view(1, 4, VOCABULARY)
+    assert type(batch) is DeferredBatch
+    assert torch.equal(batch[0].softmax(-1).multinomial(1), expected)
+    assert type(batch) is DeferredBatch, "nothing has looked at the values"
+
+    probabilities = DeferredScores.of(logits, rows).softmax(-1) + 0
+    assert probabilities[0].tolist() == torch.nn.functional.one_hot(logits[0].argmax(), VOCABULARY).tolist()
+    for row in range(1, 4):
+        alone = warped(logits[row : row + 1], *(value[row].item() for value in rows[:3]))
+        assert torch.equal(probabilities[row : row + 1], alone.softmax(-1))
+    half = logits.bfloat16()
+    assert torch.equal(SamplingParameters(torch.full((4,), 0.7)).scores(half), SamplingParameters(0.7).scores(half))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda scores: scores.view(1, 4, VOCABULARY) + 0,
+        lambda scores: scores.view(1, 4, VOCABULARY)[:, 2],
+        lambda scores: scores.view(1, 4, VOCABULARY)[-1],
+        lambda scores: scores.view(1, 4, VOCABULARY)[0, 1],
+        lambda scores: scores.view(1, 4, VOCABULARY)[torch.tensor([0])],
+        lambda scores: scores.view(1, 4, VOCABULARY).squeeze(0).argmax(-1),
+        lambda scores: scores.view(2, 2, VOCABULARY),
+        lambda scores: scores.view(torch.int32).float(),
+        lambda scores: scores.view(1, 4, VOCABULARY)[0].log_softmax(-1),
+    ],
+)
+def test_any_other_use_of_the_view_finds_transformers_values(logits: Tensor, use: Any) -> None:
+    ours = use(DeferredScores.of(logits, FILTERS))
+    assert type(ours) is Tensor
+    assert torch.equal(ours, use(warped(logits, *FILTERS)))
 
 
 def test_code_that_gets_past_the_override_finds_nan(logits: Tensor) -> None:

@@ -26,12 +26,12 @@ _SHAPE_QUERIES = frozenset(
 
 
 class SamplingParameters(NamedTuple):
-    """One number each for all rows, as in `fastsample.sample`."""
+    """As in `fastsample.sample`: each a number for all rows, or a tensor [batch] with a value per row."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    temperature: float | Tensor = 1.0
+    top_k: int | Tensor = 0
+    top_p: float | Tensor = 1.0
+    min_p: float | Tensor = 0.0
 
     def scores(self, logits: Tensor) -> Tensor:
         """The logits divided by the temperature, and -inf where a token is filtered out (law section 3).
@@ -43,11 +43,14 @@ class SamplingParameters(NamedTuple):
             A tensor of the same shape and dtype.
         """
         kept = fastsample.filter_logits(logits, *self)
-        return kept if self.temperature == 1.0 else kept / self.temperature
+        if not isinstance(self.temperature, Tensor):
+            return kept if self.temperature == 1.0 else kept / self.temperature
+        # A temperature of 0 has kept one token, whose probability is 1 at any other temperature.
+        return (kept / torch.where(self.temperature == 0, 1.0, self.temperature)[:, None]).to(logits.dtype)
 
 
 class Deferred(Tensor):
-    """A [batch, vocab] tensor that stands for a function of `logits`.
+    """A tensor that stands for a function of `logits`, of the same shape.
 
     Its own storage is a single NaN, expanded: code that gets past `__torch_function__` finds NaN and fails loudly, and
     can not take unfiltered logits for filtered ones.
@@ -61,7 +64,7 @@ class Deferred(Tensor):
         """A stand-in for what this class computes from the logits, which must not be written to while it is deferred.
 
         Args:
-            logits: [batch, vocab], float32, float16 or bfloat16; kept by reference.
+            logits: [batch, vocab], or what the class says; float32, float16 or bfloat16; kept by reference.
             parameters: the filters.
 
         Returns:
@@ -112,6 +115,8 @@ class DeferredScores(Deferred):
         return self.parameters.scores(self.logits)
 
     def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is Tensor.view and args == (1, *self.logits.shape):
+            return DeferredBatch.of(self.logits[None], self.parameters)
         dim = kwargs.get("dim", args[0] if args else None)
         dtype = kwargs.get("dtype", args[1] if len(args) > 1 else None)
         if func not in _SOFTMAX or dim not in (-1, 1) or dtype not in (None, self.logits.dtype):
@@ -120,6 +125,18 @@ class DeferredScores(Deferred):
 
     def _softmax(self) -> Tensor:
         return DeferredProbabilities.of(self.logits, self.parameters)
+
+
+class DeferredBatch(Deferred):
+    """DeferredScores seen as [1, batch, vocab], from which a host takes element 0."""
+
+    def _values(self) -> Tensor:
+        return self.parameters.scores(self.logits[0])[None]
+
+    def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is not Tensor.__getitem__ or type(args[0]) is not int or args[0] != 0:
+            return NotImplemented
+        return DeferredScores.of(self.logits[0], self.parameters)
 
 
 class KeptScores(DeferredScores):

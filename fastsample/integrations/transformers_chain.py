@@ -1,0 +1,120 @@
+"""The end of transformers' chain of logits processors: which filters are the law's, and what stands in their place."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+from transformers.utils import logging
+
+from fastsample.integrations.deferred import Deferred, DeferredScores, SamplingParameters
+
+# Below transformers' own name, so that its handler shows these lines and its verbosity decides which.
+logger = logging.get_logger("transformers.fastsample")
+
+# In the order in which `generate` applies them, which is the law's order "top_k_first".
+PARAMETER_OF: dict[type, str] = dict(
+    zip(
+        (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper),
+        SamplingParameters._fields,
+        strict=True,
+    )
+)
+_OTHER_WARPERS = (TopHLogitsWarper, TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWarper)
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_LARGEST_VOCABULARY = 2**22  # law section 1
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning, the first time that it is given in this process."""
+    logger.warning(message)
+
+
+def served_end(chain: Sequence[Any], parameter_of: Mapping[type, str]) -> int:
+    """Where the longest end of the chain begins that is filters of the law in the law's order, each at most once.
+
+    Every other filter of the chain is named in a warning.
+
+    Args:
+        chain: logits processors, in the order in which they are applied.
+        parameter_of: the parameter of `fastsample.sample` that each served class holds.
+
+    Returns:
+        An index into the chain; its length where nothing is served.
+    """
+    start, next_rank = len(chain), len(SamplingParameters._fields)
+    while start > 0 and (rank := _rank(chain[start - 1], parameter_of)) is not None and rank < next_rank:
+        start, next_rank = start - 1, rank
+    filters = (*parameter_of, *_OTHER_WARPERS)
+    if left := [type(processor).__name__ for processor in chain[:start] if isinstance(processor, filters)]:
+        warn_once(
+            f"fastsample serves only the temperature, top-k, top-p and min-p filters at the end of the chain "
+            f"({', '.join(type(processor).__name__ for processor in chain)}): {', '.join(left)} run in transformers, "
+            "and fastsample draws from what they leave"
+        )
+    return start
+
+
+def _rank(processor: Any, parameter_of: Mapping[type, str]) -> int | None:
+    """The processor's place in the law's order; None if it computes something that the law does not."""
+    # A subclass may compute anything, so only the very classes count.
+    parameter = parameter_of.get(type(processor))
+    if parameter is None or getattr(processor, "filter_value", -math.inf) != -math.inf:
+        return None
+    # The law keeps at least one token and no more. The top-k filters have folded their minimum into their top_k.
+    if parameter in ("top_p", "min_p") and processor.min_tokens_to_keep > 1:
+        return None
+    return SamplingParameters._fields.index(parameter)
+
+
+def can_defer(scores: Tensor) -> bool:
+    """Whether `fastsample.sample` takes these scores; where not, a warning says so."""
+    if scores.dim() == 2 and scores.dtype in _DTYPES and 1 <= scores.shape[1] <= _LARGEST_VOCABULARY:
+        return not scores.requires_grad
+    warn_once(
+        f"fastsample does not serve scores of {scores.dtype} and shape {list(scores.shape)}, but [batch, vocab] of "
+        f"float32, float16 or bfloat16 with a vocabulary up to {_LARGEST_VOCABULARY}: transformers samples these"
+    )
+    return False
+
+
+class FilterAndDraw(LogitsProcessor):
+    """The end of a chain: takes the logits, returns deferred scores in place of those of the filters it replaces.
+
+    Args:
+        replaced: filters of the classes in `PARAMETER_OF`, in the law's order.
+        kind: `DeferredScores`, or `KeptScores` where the host keeps the scores of each step for its user.
+    """
+
+    def __init__(self, replaced: list[LogitsProcessor], kind: type[DeferredScores]) -> None:
+        self.replaced = LogitsProcessorList(replaced)
+        self.kind = kind
+        names = [PARAMETER_OF[type(warper)] for warper in replaced]
+        self.parameters = SamplingParameters(
+            **{name: getattr(warper, name) for name, warper in zip(names, replaced, strict=True)}
+        )
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Tensor:
+        if isinstance(scores, Deferred):  # an assistant model gets the main model's chain before its own
+            scores.compute()
+        if not can_defer(scores):
+            return self.replaced(input_ids, scores)
+        return self.kind.of(scores, self.parameters)
