@@ -24,7 +24,7 @@ FORMATTED_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -nam
 # `make gpu` needs no .venv and downloads nothing: this Python has a torch with CUDA.
 GPU_PYTHON ?= python3
 
-.PHONY: help install test test-slow test-vllm triton-versions demo bench gpu gpu-peers peers lint format wheel clean distclean FORCE
+.PHONY: help install test test-slow test-vllm triton-versions demo bench gpu gpu-peers peers peers-vllm lint format wheel clean distclean FORCE
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -77,7 +77,7 @@ $(VLLM_VENV)/.packages: Makefile tests/integrations/vllm-requirements.txt constr
 	@touch $@
 
 test-vllm: install $(VLLM_VENV)/.packages  ## the vLLM plugin, with the real vLLM on the CPU and a real model
-	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/pytest tests/integrations -k vllm $(ARGS)
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/pytest $(wildcard tests/integrations/test_vllm*.py) $(ARGS)
 
 triton-versions: install  ## compile and check the Triton kernels with Triton 3.4 to 3.9 (downloads them)
 	$(BIN)/python tests/triton_versions.py $(ARGS)
@@ -99,6 +99,9 @@ gpu-peers: install  ## pack FlashInfer, compiled ahead, and vLLM's Triton kernel
 
 peers: install requirements-peers.txt  ## add the other samplers that the benchmark compares with (about 8 minutes)
 	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS=-DLLAVA_BUILD=OFF $(PIP) install --requirement requirements-peers.txt --constraint constraints.txt
+
+peers-vllm: peers $(VLLM_VENV)/.packages  ## the same beside vLLM, so that `.venv/vllm/bin/fastsample bench` has every peer
+	CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS=-DLLAVA_BUILD=OFF $(VLLM_PIP) install --requirement requirements-peers.txt matplotlib==3.11.2 --constraint constraints.txt
 
 lint: $(VENV)/.packages  ## ruff, clang-format and mypy, changing nothing
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastsample import backends, doctor
 
-from . import compare, features_run, machine, markdown, memory, plot, report, rows
+from . import compare, end_to_end, features_run, json_files, machine, markdown, memory, report, rows
 from .check import WrongTokensError
 from .gpu import bench as gpu_bench
 from .gpu.contestants import PEERS as GPU_PEERS
@@ -33,7 +33,8 @@ from .run import Runner
 _MIB = 2**20
 _FEATURES_BUDGET = 120
 _ON_A_GPU = ("cuda", "triton")
-_OF_THE_CPU = ("preset", "quick", "threads", "rotate", "real_logits", "memory", "plot")
+_OF_THE_CPU = ("threads", "rotate", "real_logits", "memory", "plot")
+_WHOLE = "full"  # the preset that on a GPU is the grid of the GPU command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,35 +51,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["compare"]:
         return compare.main(given[1:])
+    if given[:1] == ["end-to-end"]:
+        return end_to_end.main(given[1:])
     options = _parser().parse_args(given)
     # A pipe or a file has no width of its own, and tables cut to 80 columns are of no use there.
     console = Console(width=None if sys.stdout.isatty() else 160)
     errors = Console(stderr=True)
+    if options.quick:
+        options.preset = "quick"
     if options.show:
-        shown = gpu_bench.show(options.show, options.markdown, options.plot)
-        if shown is not None:
-            return shown
-        try:
-            if options.features:
-                features_run.show(features_run.load(options.show), console)
-                return 0
-            results = load(options.show)
-        except (OSError, ValueError) as error:
-            return _failed(errors, f"--show: {error}")
-    elif options.features:
+        return _show_file(options, console, errors)
+    if options.features:
         return _features(options, given, console, errors)
-    elif options.backend in _ON_A_GPU:
+    if options.backend in _ON_A_GPU:
         return _on_a_gpu(options, errors)
-    elif reason := _why_not_here(options):
+    if reason := _why_not_here(options):
         return _failed(errors, reason)
-    else:
-        try:
-            options.out.parent.mkdir(parents=True, exist_ok=True)  # not after ten minutes
-            results = _measure(options, given, started, errors)
-        except (OSError, WrongTokensError, rows.NoRowsError) as error:
-            return _failed(errors, str(error))
-        save(results, options.out)
-        errors.print(f"wrote {options.out}")
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # not after ten minutes
+        results = _measure(options, given, started, errors)
+    except (OSError, WrongTokensError, rows.NoRowsError) as error:
+        return _failed(errors, str(error))
+    save(results, options.out)
+    errors.print(f"wrote {options.out}", soft_wrap=True)
+    return _show(results, options, console, errors)
+
+
+def _show_file(options: argparse.Namespace, console: Console, errors: Console) -> int:
+    """Show a file of whichever kind."""
+    try:
+        content = json_files.read(options.show)
+        if "parts" in content:
+            return gpu_bench.show(options.show, options.markdown, options.plot)
+        if "measured" in content or options.features:
+            features_run.show(features_run.load(options.show), console)
+            return 0
+        results = load(options.show)
+    except (OSError, ValueError) as error:
+        return _failed(errors, f"--show: {error}")
     return _show(results, options, console, errors)
 
 
@@ -92,8 +102,14 @@ def _show(results: Results, options: argparse.Namespace, console: Console, error
         report.show(results, console)
     picture = options.plot or (None if options.show else options.out.with_suffix(".png"))
     if picture and results.measurements:
-        plot.save(results, picture)
-        errors.print(f"wrote {picture}")
+        try:
+            from . import plot
+        except ModuleNotFoundError as error:  # an environment of a peer's own need not have it
+            package = (error.name or "").partition(".")[0]
+            errors.print(f"{picture} is not drawn: {package} is not installed", soft_wrap=True)
+        else:
+            plot.save(results, picture)
+            errors.print(f"wrote {picture}", soft_wrap=True)
     return 0
 
 
@@ -107,18 +123,36 @@ def _on_a_gpu(options: argparse.Namespace, errors: Console) -> int:
     if given:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         return _failed(errors, f"{named}: of the benchmark on the CPU, and not of --backend {options.backend}")
-    axes = Axes(
+    chosen = list(GPU_PEERS) if "all" in peers else [key for key in GPU_PEERS if key in peers]
+    plan = PRESETS[options.preset]
+    try:
+        return gpu_bench.run(
+            options.backend, _axes(options), chosen, options.budget or GPU_BUDGET, options.out, plan.eager
+        )
+    except gpu_bench.CannotMeasureError as error:
+        _failed(errors, str(error))
+        return error.status
+    except rows.NoRowsError as error:
+        return _failed(errors, str(error))
+
+
+def _axes(options: argparse.Namespace) -> Axes:
+    """What of the grid of the GPU command is measured: the preset with what the command line changes in it."""
+    asked = Axes(
         *(
             tuple(dict.fromkeys(axis or ()))
             for axis in (options.vocab, options.batch, options.dtype, options.rows, (w.key for w in options.work or ()))
         )
     )
-    chosen = list(GPU_PEERS) if "all" in peers else [key for key in GPU_PEERS if key in peers]
-    try:
-        return gpu_bench.run(options.backend, axes, chosen, options.budget or GPU_BUDGET, options.out)
-    except gpu_bench.CannotMeasureError as error:
-        _failed(errors, str(error))
-        return error.status
+    if options.preset == _WHOLE:
+        return asked
+    plan = _preset(options, _real_logits(options))
+    preset = Axes(plan.vocabs, plan.batches, plan.dtypes, plan.rows, tuple(work.key for work in plan.works))
+    return Axes._make(given or of_preset for given, of_preset in zip(asked, preset, strict=True))
+
+
+def _real_logits(options: argparse.Namespace) -> rows.RealLogits:
+    return rows.RealLogits(options.real_logits or [file for file in (rows.REAL_LOGITS,) if file.exists()])
 
 
 def _features(options: argparse.Namespace, given: list[str], console: Console, errors: Console) -> int:
@@ -140,7 +174,7 @@ def _features(options: argparse.Namespace, given: list[str], console: Console, e
     command = shlex.join(["fastsample", "bench", *given])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        real = rows.RealLogits(options.real_logits or [file for file in (rows.REAL_LOGITS,) if file.exists()])
+        real = _real_logits(options)
         with Progress(*columns, console=errors, auto_refresh=False, transient=True) as progress:
             task = progress.add_task("", total=len(settings))
 
@@ -171,13 +205,13 @@ def _failed(errors: Console, message: str) -> int:
 
 
 def _measure(options: argparse.Namespace, given: list[str], started: float, console: Console) -> Results:
-    plan = _plan(options)
+    real = _real_logits(options)
+    plan = _plan(options, real)
     load_average, used_by_others, busy = machine.busyness()
     with console.status("checking this installation"):
         examined = doctor.examine()
     if not examined.healthy:
         raise WrongTokensError("the backends disagree with the reference here: see fastsample doctor")
-    real = rows.RealLogits(options.real_logits or [file for file in (rows.REAL_LOGITS,) if file.exists()])
     results = Results(
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         command=shlex.join(["fastsample", "bench", *given]),
@@ -201,14 +235,14 @@ def _measure(options: argparse.Namespace, given: list[str], started: float, cons
         def on_setting(label: str, done: int, total: int) -> None:
             progress.update(task, description=label, completed=done, total=total, refresh=True)
 
-        if plan.memory:
-            on_setting("peak extra memory", 0, 1)
-            for threads in plan.threads:
-                try:
-                    results.memory += memory.measure(threads)
-                except RuntimeError as error:
-                    results.skipped.append(str(error))
         try:
+            if plan.memory:
+                on_setting("peak extra memory", 0, 1)
+                for threads in plan.threads:
+                    try:
+                        results.memory += memory.measure(threads)
+                    except RuntimeError as error:
+                        results.skipped.append(str(error))
             Runner(plan, results, real, int(options.rotate * _MIB), started).run(on_setting)
         except KeyboardInterrupt:
             results.warnings.append("the run was interrupted: what follows is what it had measured")
@@ -216,9 +250,19 @@ def _measure(options: argparse.Namespace, given: list[str], started: float, cons
     return results
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _preset(options: argparse.Namespace, real: rows.RealLogits) -> Plan:
+    """The preset, with the vocabularies of the real logits where it has none of its own."""
+    plan = PRESETS[options.preset]
+    if plan.vocabs or options.vocab:
+        return plan
+    if not real.arrays:
+        raise rows.NoRowsError(f"--preset {options.preset}: {rows.NO_REAL_LOGITS}")
+    return replace(plan, vocabs=tuple(sorted(real.arrays)))
+
+
+def _plan(options: argparse.Namespace, real: rows.RealLogits) -> Plan:
     """The preset with what the command line changes in it."""
-    plan = PRESETS["quick" if options.quick else options.preset]
+    plan = _preset(options, real)
     changes: dict[str, Any] = {
         name: tuple(dict.fromkeys(value))
         for name, value in (
@@ -241,7 +285,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         changes["seconds"] = options.budget
     peers = options.peers or ["all"]
     changes["peers"] = tuple(PEERS) if "all" in peers else tuple(key for key in peers if key != "none")
-    changes["peers_everywhere"] = bool(options.peers)
+    changes["peers_everywhere"] = plan.peers_everywhere or bool(options.peers)
     return replace(plan, **changes)
 
 
@@ -268,11 +312,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="fastsample bench",
         description=__doc__,
         epilog="Without options: the full grid in 10 minutes, with every peer that is installed (make peers) at the "
-        "shapes of the goals. Peers that are named run everywhere. With --backend triton or cuda: the grid, the floor "
-        "and the peers of the GPU command (make gpu), in 9 minutes on the GPU that is there; options about the CPU are "
-        "refused, and without a GPU nothing is measured. fastsample bench compare A.json B.json compares two runs.",
+        "shapes of the goals. Peers that are named run everywhere, and so do all in the presets flashinfer, "
+        "tensorrt-llm and real. With --backend triton or cuda: the grid or preset, the floor and the peers of the GPU "
+        "command (make gpu), in 9 minutes on the GPU that is there; options about the CPU are refused, and without a "
+        "GPU nothing is measured. What there was no time for is named; Ctrl-C keeps what was measured. "
+        "fastsample bench compare A.json B.json compares two runs.",
     )
-    parser.add_argument("--preset", choices=PRESETS, default="full", help="what to measure (default: %(default)s)")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default=_WHOLE,
+        help="what to measure: the grid of the project's goals (full), one minute of it (quick), the inputs of the "
+        "benchmarks of FlashInfer (flashinfer) or TensorRT-LLM (tensorrt-llm), or a model's own logits (real); "
+        "default: %(default)s",
+    )
     parser.add_argument(
         "--features",
         action="store_true",
@@ -288,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_checked(rows.check_kind),
         nargs="+",
         metavar="KIND",
-        help=f"real, normal-1, gumbel-0.1, or made to hurt: {', '.join(rows.HURT)}",
+        help=f"real, normal-1, gumbel-1, or made to hurt: {', '.join(rows.HURT)}",
     )
     parser.add_argument(
         "--work",

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import features_run, rows
+from . import end_to_end_results, features_run, rows
 from . import results as cpu_results
 from .features import FEATURES
 from .gpu import results as gpu_results
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def load(path: Path) -> Run:
-    """Read a file of `fastsample bench --out`, on the CPU, with --features or on a GPU.
+    """Read a file of `fastsample bench --out`, on the CPU, with --features, end-to-end or on a GPU.
 
     Raises:
         ValueError: the file is none of these.
@@ -150,6 +150,8 @@ def load(path: Path) -> Run:
         read = _of_features
     elif "measurements" in content:
         read = _of_the_cpu
+    elif "decoding" in content:
+        read = _of_end_to_end
     else:
         raise ValueError(f"{path}: not a file that fastsample bench --out wrote")
     try:
@@ -248,6 +250,17 @@ def _of_features(path: Path) -> Run:
                 times[Row(setting, labels.get(key, key), contestant, contestant == "fastsample")] = Spread(*spread)
     facts = {**read.machine, **_options(read.backend, read.rotated_mib)}
     return Run("the features of requests (--features)", "p10 - p90", read.date, read.command, facts, [], times)
+
+
+def _of_end_to_end(path: Path) -> Run:
+    read = end_to_end_results.load(path)
+    times: dict[Row, Spread] = {}
+    for one in read.decoding:
+        for who, way, ours in (("Hugging Face", one.before, False), ("fastsample", one.after, True)):
+            if way is not None:
+                for part, spread in (("step", way.step), ("sampling", way.sampling)):
+                    times[Row(one.setting.label, f"{one.work.label}, {part}", who, ours)] = Spread(*spread)
+    return Run("end-to-end", "p10 - p90", read.date, read.command, read.machine, read.warnings, times)
 
 
 def _of_the_gpu(path: Path) -> Run:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from fastsample import doctor
 
-from . import machine, rows
+from . import json_files, machine, rows
 from .check import ROWS, WrongTokensError
 from .features import CPU, FEATURES, Feature, FeatureSession, Inputs, ProcessorSession
+from .json_files import named_in_errors
 from .ours import OneRead
 from .peers.base import Work, missing_package
 from .report import microseconds, ratio
@@ -104,6 +104,8 @@ def run(
             torch.set_num_threads(setting.threads)
             share = seconds / len(settings)
             results.measured.append(_measure(setting, backend, share, rotated_mib, real, not missing))
+    except KeyboardInterrupt:
+        results.skipped.append(f"the run was interrupted after {len(results.measured)} of {len(settings)} settings")
     finally:
         torch.set_num_threads(threads)
     return results
@@ -211,19 +213,17 @@ def save(results: FeatureResults, file: Path) -> None:
 
 
 def load(file: Path) -> FeatureResults:
-    """Read what `save` wrote. Raises ValueError where it did not."""
-    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    try:
+    """Read what `save` wrote. Raises ValueError, with the file's name, where it did not."""
+    data = json_files.read(file)
+    with named_in_errors(file, "not a file of fastsample bench --features: "):
         measured = [
             Measured(
                 Setting(**one["setting"]),
-                Times(*one["alone"]),
-                Times(*one["one_read"]),
-                {key: Times(*time) for key, time in one["features"].items()},
-                {key: Times(*time) for key, time in one["hugging_face"].items()},
+                Times.checked(*one["alone"]),
+                Times.checked(*one["one_read"]),
+                {key: Times.checked(*time) for key, time in one["features"].items()},
+                {key: Times.checked(*time) for key, time in one["hugging_face"].items()},
             )
             for one in data.pop("measured")
         ]
         return FeatureResults(measured=measured, **data)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file}: not a file of fastsample bench --features ({error})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -46,13 +47,15 @@ class Plan:
     """A run.
 
     Attributes:
-        threads, vocabs, batches, dtypes, rows: crossed with each other.
+        threads, vocabs, batches, dtypes, rows: crossed with each other. No vocabularies are those of the files that the
+            real rows are from.
         hurt: rows measured only in float32 and at the shapes of the goals, as far as those are in the plan.
         works: what is done in every setting.
         seconds: the time budget.
         peers: keys of the peers to run.
         peers_everywhere: whether they run in every setting, and not only in float32 at the goals' shapes.
         memory: whether peak extra memory is measured too, at shapes of its own.
+        eager: whether calls that a GPU is given one by one are timed beside the replay of graphs.
     """
 
     threads: tuple[int, ...]
@@ -66,6 +69,13 @@ class Plan:
     peers: tuple[str, ...] = ()
     peers_everywhere: bool = False
     memory: bool = False
+    eager: bool = False
+
+
+def _of_both(top_k: tuple[int, ...], top_p: tuple[float, ...]) -> tuple[Work, ...]:
+    """Each of some filters alone, and the two together."""
+    pairs = itertools.product((0, *top_k), (1.0, *top_p))
+    return tuple(Work(top_k=k, top_p=p) for k, p in pairs if (k, p) != (0, 1.0))
 
 
 _WORKS = tuple(Work.parse(key) for key in ("k50-p0.9", "p0.9", "k50", "plain", "greedy"))
@@ -92,28 +102,55 @@ PRESETS = {
         seconds=60,
         memory=False,
     ),
-    # The shapes, rows and filters of FlashInfer's bench_sampling.py.
+    # FlashInfer's benchmarks/bench_sampling.py: its vocabulary, batches, rows and filters, and these with each other.
+    # It times samplers from probabilities; here everyone begins with the logits.
     "flashinfer": replace(
         _FULL,
         vocabs=(128512,),
-        batches=(1, 16, 64, 128, 512),
+        batches=(1, 16, 32, 64, 128, 256, 512),
         dtypes=("float32",),
         rows=("normal-1", "normal-5", "gumbel-0.1", "gumbel-1"),
         hurt=(),
-        works=tuple(Work.parse(key) for key in ("k10", "k100", "k1000", "k5000", "p0.1", "p0.5", "p0.9")),
-        seconds=300,
+        works=(Work(), *_of_both(top_k=(10, 100, 1000, 5000), top_p=(0.1, 0.5, 0.9))),
+        seconds=600,
+        peers_everywhere=True,
         memory=False,
     ),
-    # The parameters of TensorRT-LLM's sampling_ops_perf.py: every second row takes no filter.
+    # TensorRT-LLM's tests/microbenchmarks/sampling_ops_perf.py. Where half of the rows are neutral, those are the first
+    # half there and every second one here.
     "tensorrt-llm": replace(
         _FULL,
-        vocabs=(GOAL_VOCAB,),
-        batches=(1, 8, 32, 128),
+        vocabs=(32000, 131072),
+        batches=(1, 4, 8, 16, 32, 64),
         dtypes=("float32",),
         rows=("normal-2",),
         hurt=(),
-        works=(Work.parse("t0.8-k50-p0.9-m0.05-half"), Work.parse("t0.8-k50-p0.9-m0.05")),
-        seconds=120,
+        works=tuple(
+            Work.parse(key)
+            for key in (
+                "t0.8",
+                "t0.8-k50",
+                "t0.8-p0.9",
+                "t0.8-k50-p0.9",
+                "t0.8-m0.05",
+                "t0.8-k50-p0.9-m0.05",
+                "t0.8-k50-p0.9-half",
+            )
+        ),
+        seconds=300,
+        peers_everywhere=True,
+        memory=False,
+        eager=True,
+    ),
+    # A model's own rows, in its own vocabulary, at the filters that models are sent out with.
+    "real": replace(
+        _FULL,
+        vocabs=(),
+        rows=("real",),
+        hurt=(),
+        works=(*_WORKS, *(Work.parse(key) for key in ("t0.8-k50-p0.9", "t0.6-k20-p0.95", "m0.05"))),
+        seconds=300,
+        peers_everywhere=True,
         memory=False,
     ),
 }
@@ -125,14 +162,14 @@ def at_goal_shape(vocab: int, batch: int) -> bool:
 
 def settings(plan: Plan) -> list[Setting]:
     """Every setting of a plan, in the order of measuring: what the goals are about first, so that a budget that runs
-    out costs the rest; settings with the same vocabulary and rows stand together, the largest batch first, because they
-    share their inputs.
+    out costs the rest; settings with the same vocabulary and rows stand together, because they share their inputs, the
+    smallest batch first, because what a peer took there tells whether there is time for it at the larger ones.
     """
     crossed = [
         Setting(threads, vocab, batch, dtype, kind, False)
         for vocab in plan.vocabs
         for kind in plan.rows
-        for batch in sorted(plan.batches, reverse=True)
+        for batch in sorted(plan.batches)
         for dtype in plan.dtypes
         for threads in plan.threads
     ]

@@ -1,16 +1,24 @@
-"""The result of a run as a picture: time over the batch, and how many times slower the peers are."""
+"""The result of a run as a picture: time over the batch with the floor drawn, and how many times as long peers take."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
-from . import rows
+from . import drawing, rows
 from .grid import GOAL_VOCAB
-from .report import ratio
+from .peers.base import Work
 from .results import Measurement, Results
+
+_PANELS = 8  # kinds of work with times of their own; a preset may have more, of which these are taken evenly
+_MOST_COLUMNS = 5
+_BATCHES = 3  # with ratios of their own
+
+Item = TypeVar("Item")
 
 
 def save(results: Results, path: Path) -> None:
@@ -21,86 +29,92 @@ def save(results: Results, path: Path) -> None:
     """
     if not results.measurements:
         raise ValueError("nothing was measured, so there is nothing to plot")
+    with_peers = [one for one in results.measurements if one.peers]
+    chosen = _slice(results.measurements)
+    works = _some(list(dict.fromkeys(one.work for one in chosen)), _PANELS)
+    compared = _slice(with_peers) if with_peers else []
+    lines = -(-len(works) // _MOST_COLUMNS)
+    columns = -(-len(works) // lines)
+    heights = [2.9 * lines + 0.9, 0.26 * len({one.work for one in compared}) + 2.0 if compared else 0.0]
     # Figure without pyplot: no window system, no global state.
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _time_over_batch(results, left)
-    _slower_than_fastsample(results, right)
+    figure = Figure(figsize=(14, sum(heights) + 0.4), layout="constrained")
+    parts: list[SubFigure] = list(
+        figure.subfigures(1 + bool(compared), 1, height_ratios=heights[: 1 + bool(compared)], squeeze=False).flat
+    )
+    _times(results, chosen, works, columns, parts[0])
+    if compared:
+        _ratios(results, compared, parts[1])
     machine = results.machine
     figure.suptitle(
         f"fastsample on {machine['CPU']} ({machine['instruction set']}), torch {machine['torch']}, "
         f"commit {machine['commit']}, {results.date[:10]}",
         fontsize=10,
     )
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
 
 
-def _time_over_batch(results: Results, axes: Axes) -> None:
-    chosen = _slice(results.measurements)
-    first = chosen[0].setting
-    for work in dict.fromkeys(one.work for one in chosen):
-        line = [one for one in chosen if one.work == work]
-        axes.errorbar(
-            [one.setting.batch for one in line],
-            [one.fastsample.median for one in line],
-            yerr=[
-                [one.fastsample.median - one.fastsample.p10 for one in line],
-                [one.fastsample.p90 - one.fastsample.median for one in line],
-            ],
-            marker="o",
-            markersize=4,
-            capsize=2,
-            label=work.label,
-        )
-    line = [one for one in chosen if one.work == chosen[0].work]
-    batches = [one.setting.batch for one in line]
-    axes.plot(batches, [one.softmax.median for one in line], "k.--", label="torch.softmax(out=...)")
-    axes.plot(batches, [one.one_read.median for one in line], "k.:", label="floor: one read (torch.sum)")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="batch",
-        ylabel="time of a call, us (median, p10 to p90)",
-        title=f"V {first.vocab}, {first.dtype}, {rows.label(first.rows)}, threads: {first.threads}",
-    )
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-
-
-def _slower_than_fastsample(results: Results, axes: Axes) -> None:
-    with_peers = [one for one in results.measurements if one.peers]
-    if not with_peers:
+def _times(results: Results, chosen: list[Measurement], works: Sequence[Work], columns: int, part: SubFigure) -> None:
+    panels: list[Axes] = list(part.subplots(-(-len(works) // columns), columns, squeeze=False).flat)
+    for axes, work in zip(panels, works, strict=False):
+        _panel(results, [one for one in chosen if one.work == work], axes)
+    for axes in panels[len(works) :]:
         axes.axis("off")
-        axes.text(0.5, 0.5, "no peer was measured", ha="center", va="center")
-        return
-    chosen = _slice(with_peers)
-    first = chosen[0].setting
-    keys = [key for key in results.peers if any(key in one.peers for one in chosen)]
-    height = 0.8 / len(keys)
-    for place, key in enumerate(keys):
-        line = [(row, one.speedup(key)) for row, one in enumerate(chosen) if key in one.peers]
-        bars = axes.barh(
-            [row + place * height for row, _ in line],
-            [speedup for _, speedup in line],
-            height=height,
-            label=results.peers[key].label,
-        )
-        axes.bar_label(bars, [ratio(speedup) for _, speedup in line], fontsize=7, padding=2)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(
-        [row + 0.4 - height / 2 for row in range(len(chosen))],
-        [f"{one.work.label}, B {one.setting.batch}" for one in chosen],
-    )
-    axes.invert_yaxis()
-    axes.set(
-        xscale="log",
-        xlabel="times as long as fastsample",
-        title=f"V {first.vocab}, {first.dtype}, {rows.label(first.rows)}, threads: {first.threads}",
-    )
-    axes.margins(x=0.15)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the bars, not on them
+    part.suptitle(f"Time of a call, median (fastsample: p10 to p90 shaded); {_place(chosen)}", fontsize=9)
+    drawing.legend(part, panels[: len(works)], columns=6)
+
+
+def _panel(results: Results, line: list[Measurement], axes: Axes) -> None:
+    batches = [one.setting.batch for one in line]
+    ours = [one.fastsample for one in line]
+    axes.plot(batches, [one.median for one in ours], "ko-", linewidth=2, markersize=4, label="fastsample", zorder=3)
+    axes.fill_between(batches, [one.p10 for one in ours], [one.p90 for one in ours], color="black", alpha=0.15)
+    axes.plot(batches, [one.softmax.median for one in line], marker=".", **drawing.SOFTMAX)
+    axes.plot(batches, [one.one_read.median for one in line], marker=".", **drawing.FLOOR)
+    for number, key in enumerate(_measured_peers(results)):
+        found = [(one.setting.batch, one.peers[key].median) for one in line if key in one.peers]
+        if found:
+            axes.plot(
+                *zip(*found, strict=True),
+                linewidth=1,
+                markersize=4,
+                label=results.peers[key].label,
+                **drawing.style(number),
+            )
+    drawing.over_batches(axes, batches)
+    axes.set_title(line[0].work.label, fontsize=9)
+
+
+def _ratios(results: Results, compared: list[Measurement], part: SubFigure) -> None:
+    batches = _some(sorted({one.setting.batch for one in compared}), _BATCHES)
+    panels: list[Axes] = list(part.subplots(1, len(batches), squeeze=False, sharey=True).flat)
+    works = list(dict.fromkeys(one.work for one in compared))
+    for axes, batch in zip(panels, batches, strict=True):
+        here = [one for one in compared if one.setting.batch == batch]
+        found = {
+            results.peers[key].label: [(works.index(one.work), one.speedup(key)) for one in here if key in one.peers]
+            for key in _measured_peers(results)
+        }
+        drawing.ratios(axes, [work.label for work in works], found, "fastsample")
+        axes.set_title(f"B {batch}", fontsize=9)
+    part.suptitle(f"Times as long as fastsample; {_place(compared)}", fontsize=9)
+    drawing.legend(part, panels, columns=7)
+
+
+def _measured_peers(results: Results) -> list[str]:
+    return [key for key in results.peers if any(key in one.peers for one in results.measurements)]
+
+
+def _place(measurements: list[Measurement]) -> str:
+    first = measurements[0].setting
+    threads = f"{first.threads} thread{'s' if first.threads > 1 else ''}"
+    return f"V {first.vocab}, {first.dtype}, {rows.label(first.rows)}, {threads}"
+
+
+def _some(items: list[Item], most: int) -> list[Item]:
+    """At most so many, evenly taken, with the first and the last."""
+    if len(items) <= most:
+        return items
+    return [items[round(number * (len(items) - 1) / (most - 1))] for number in range(most)]
 
 
 def _slice(measurements: list[Measurement]) -> list[Measurement]:

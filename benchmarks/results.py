@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import goals
+from . import goals, json_files
 from .grid import Setting
+from .json_files import named_in_errors
 from .memory import MemoryUse
 from .peers.base import Work
 from .timing import Times
@@ -127,17 +128,24 @@ def load(path: Path) -> Results:
     """Read what `save` wrote.
 
     Raises:
-        ValueError: the file is of another format.
+        ValueError: the file is of another format, or damaged; the message names it, and what is wrong with it.
     """
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+    content = json_files.read(path)
+    if content.pop("format", None) != FORMAT or "about" in content:
         raise ValueError(f"{path}: not a file of fastsample bench of format {FORMAT}")
-    content["measurements"] = [_from_json(entry) for entry in content["measurements"]]
-    content["peers"] = {key: PeerStatus(**peer) for key, peer in content["peers"].items()}
-    for use in content["memory"]:
-        del use["limit_bytes"], use["met"]
-    content["memory"] = [MemoryUse(**use) for use in content["memory"]]
-    return Results(**content)
+    with named_in_errors(path):
+        entries = content["measurements"]
+    measurements = []
+    for number, entry in enumerate(entries):
+        with named_in_errors(path, f"measurement {number} "):
+            measurements.append(_from_json(entry))
+    content["measurements"] = measurements
+    with named_in_errors(path):
+        content["peers"] = {key: PeerStatus(**peer) for key, peer in content["peers"].items()}
+        for use in content["memory"]:
+            del use["limit_bytes"], use["met"]
+        content["memory"] = [MemoryUse(**use) for use in content["memory"]]
+        return Results(**content)
 
 
 def _to_json(measurement: Measurement) -> dict[str, Any]:
@@ -163,9 +171,9 @@ def _from_json(entry: dict[str, Any]) -> Measurement:
     return Measurement(
         setting=Setting(**{name: entry[name] for name in Setting._fields}),
         work=Work.parse(entry["work"]),
-        fastsample=Times(**entry["fastsample"]),
-        softmax=Times(**entry["softmax"]),
-        one_read=Times(**entry["one_read"]),
-        peers={key: Times(**times) for key, times in entry["peers"].items()},
+        fastsample=Times.checked(**entry["fastsample"]),
+        softmax=Times.checked(**entry["softmax"]),
+        one_read=Times.checked(**entry["one_read"]),
+        peers={key: Times.checked(**times) for key, times in entry["peers"].items()},
         tokens_checked=entry["tokens_checked"],
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 REAL_LOGITS = Path(__file__).resolve().parents[1] / "tests" / "data" / "real_logits.npz"
+NO_REAL_LOGITS = f"{REAL_LOGITS.name} is part of the source tree, not of an installed package; give --real-logits FILE"
 HURT = (
     "ascending",
     "descending",
@@ -23,6 +24,7 @@ HURT = (
     "huge-1000",
 )
 _SEED = 20240607
+_CPU = torch.device("cpu")
 
 
 class NoRowsError(Exception):
@@ -72,9 +74,7 @@ class RealLogits:
     def source(self, vocab: int) -> tuple[Path, np.ndarray]:
         """The file that serves this vocabulary, and its rows."""
         if not self.arrays:
-            raise NoRowsError(
-                f"{REAL_LOGITS.name} is part of the source tree, not of an installed package; give --real-logits FILE"
-            )
+            raise NoRowsError(NO_REAL_LOGITS)
         large_enough = [size for size in self.arrays if size >= vocab]
         return self.arrays[min(large_enough) if large_enough else next(iter(self.arrays))]
 
@@ -84,7 +84,8 @@ def check_kind(kind: str) -> str:
     if kind in ("real", *HURT) or re.fullmatch(r"(normal|gumbel)-\d*\.?\d+|(sawtooth|huge)-\d+", kind):
         return kind
     raise ValueError(
-        f"rows: got {kind!r}; accepted: real, normal-S (standard deviation S), gumbel-B (scale B), "
+        f"rows: got {kind!r}; accepted: real, normal-S (standard deviation S), gumbel-B (log(e) / B, e exponential: "
+        "a Gumbel variable with its sign changed, as FlashInfer's benchmark makes it), "
         "sawtooth-P (period P), huge-H (one logit of H, the rest 0), ascending, descending, equal, two-values"
     )
 
@@ -99,7 +100,7 @@ def label(kind: str) -> str:
     return {"real": "real logits", "equal": "all equal"}.get(kind, kind.replace("-", " "))
 
 
-def make(kind: str, rows: int, vocab: int, real: RealLogits) -> Tensor:
+def make(kind: str, rows: int, vocab: int, real: RealLogits, device: torch.device = _CPU) -> Tensor:
     """Logits of one kind.
 
     Args:
@@ -107,19 +108,20 @@ def make(kind: str, rows: int, vocab: int, real: RealLogits) -> Tensor:
         rows: how many; random rows all differ, those made to hurt are all alike.
         vocab: tokens in a row.
         real: where the real rows come from.
+        device: where random rows are made, each device its own; the others are made on the CPU.
 
     Returns:
         float32 [rows, vocab], contiguous.
     """
     check_kind(kind)
     name, _, number = kind.partition("-")
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator(device).manual_seed(_SEED)
     if kind == "real":
         return real.make(rows, vocab)
     if name == "normal":
-        return torch.randn(rows, vocab, generator=generator).mul_(float(number))
+        return torch.randn(rows, vocab, generator=generator, device=device).mul_(float(number))
     if name == "gumbel":
-        return torch.empty(rows, vocab).exponential_(generator=generator).log_().mul_(-float(number))
+        return torch.empty(rows, vocab, device=device).exponential_(generator=generator).log_().div_(float(number))
     place = torch.arange(vocab)
     rising = place / vocab * 20  # from 0 to 20: as far as the logits of a model reach, every value but a few distinct
     row = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,10 +17,14 @@ from .ours import FastsampleSession, OneRead, Softmax
 from .peers import PEERS
 from .peers.base import Job, NotServedError, Session, Work
 from .results import Measurement, Results
-from .timing import Contestant, Times, measure, rotation
+from .timing import NO_TIME, Contestant, Times, measure, rotation
 
 _SOFTMAX = "x"
 _ONE_READ = "floor"
+# Of the budget, that making a peer ready may take in all: torch.compile takes seconds for each shape and kind of work.
+_READYING = 0.15
+# A logit costs its own 4 bytes and the 2 of its 16-bit copy; what a draw makes on the way; what a peer keeps for one.
+_INPUT_BYTES, _DRAW_BYTES, _KEPT_BYTES = 6, 32, 16
 
 
 class _Timed(NamedTuple):
@@ -27,6 +32,15 @@ class _Timed(NamedTuple):
 
     who: str
     work: Work | None
+
+
+class _Shape(NamedTuple):
+    """On what the time of a row depends, as far as it can be told beforehand."""
+
+    peer: str
+    work: Work
+    vocab: int
+    threads: int
 
 
 class _Inputs:
@@ -38,12 +52,12 @@ class _Inputs:
         self.logits = torch.empty(0, 0)
         self.expected: dict[tuple[torch.dtype, Work], Tensor] = {}
 
-    def take(self, kind: str, count: int, vocab: int) -> Tensor:
-        """float32 [count, vocab] of this kind."""
+    def take(self, kind: str, count: int, vocab: int, reserve: int) -> Tensor:
+        """float32 [count, vocab] of this kind; where they have to be made, `reserve` of them, if that is more."""
         if self.kind != kind or self.logits.shape[1] != vocab or len(self.logits) < count:
             self.logits = torch.empty(0, 0)  # the memory is needed for the new ones
             self.expected.clear()
-            self.logits = rows.make(kind, count, vocab, self.real)
+            self.logits = rows.make(kind, max(count, reserve), vocab, self.real)
             self.kind = kind
         return self.logits[:count]
 
@@ -52,6 +66,21 @@ class _Inputs:
         if (dtype, work) not in self.expected:
             self.expected[dtype, work] = check.expected_tokens(self.logits[: check.ROWS].to(dtype), work)
         return self.expected[dtype, work]
+
+
+class _LeftOut:
+    """What was not measured of the peers: the kinds of work, by what keeps them from it."""
+
+    def __init__(self) -> None:
+        self.works: dict[str, dict[str, None]] = {}
+
+    def add(self, reason: str, work: Work) -> None:
+        self.works.setdefault(reason, {})[work.label] = None
+
+    def told(self, of: int) -> Iterator[str]:
+        """A line for each reason; `of` is how many kinds of work there are."""
+        for reason, works in self.works.items():
+            yield f"{reason} ({'all work' if len(works) == of else '; '.join(works)})"
 
 
 class Runner:
@@ -69,9 +98,12 @@ class Runner:
         self.plan = plan
         self.results = results
         self.rotated_bytes = rotated_bytes
-        self.started = started
+        self.end = started + plan.seconds
         self.inputs = _Inputs(real)
         self.peers = [key for key in plan.peers if results.peers[key].missing is None]
+        self.left_out = _LeftOut()
+        self.readying: defaultdict[str, float] = defaultdict(float)  # seconds, by peer
+        self.seconds_a_row: dict[_Shape, float] = {}
 
     def run(self, on_setting: Callable[[str, int, int], None]) -> None:
         """Measure every setting.
@@ -84,88 +116,155 @@ class Runner:
         """
         todo = settings(self.plan)
         weights = [self._weight(setting) for setting in todo]
-        for place, setting in enumerate(todo):
-            on_setting(setting.label, place, len(todo))
-            left = self.started + self.plan.seconds - time.perf_counter()
-            if left <= 0:
-                self.results.skipped += [f"{skipped.label}: the time budget was spent" for skipped in todo[place:]]
-                break
-            try:
-                self._measure(setting, left * weights[place] / sum(weights[place:]))
-            except rows.NoRowsError as error:
-                self.results.skipped.append(f"{setting.label}: {error}")
+        try:
+            for place, setting in enumerate(todo):
+                on_setting(setting.label, place, len(todo))
+                if self.end <= time.perf_counter():
+                    self.results.skipped.append(
+                        f"the time budget was spent after {place} of {len(todo)} settings; the first that was not "
+                        f"measured: {setting.label}; the last: {todo[-1].label}"
+                    )
+                    break
+                try:
+                    self._measure(setting, weights[place] / sum(weights[place:]))
+                except rows.NoRowsError as error:
+                    self.results.skipped.append(f"{setting.label}: {error}")
+        finally:  # of an interrupted run as well
+            self.results.skipped += self.left_out.told(len(self.plan.works))
         on_setting("done", len(todo), len(todo))
 
     def _weight(self, setting: Setting) -> int:
         works = len(self.plan.works)
         return 2 + works + (works * len(self.peers) if setting.with_peers else 0)
 
-    def _measure(self, setting: Setting, seconds: float) -> None:
-        end = time.perf_counter() + seconds
+    def _measure(self, setting: Setting, share: float) -> None:
         threads_before = torch.get_num_threads()
         torch.set_num_threads(setting.threads)
         try:
-            contestants, checked = self._contestants(setting)
-            if contestants:
-                # At least something where making the inputs has eaten the share; the settings to come pay for it.
-                times = measure(contestants, max(end - time.perf_counter(), 0.2 * seconds))
-                self._record(setting, times, checked)
+            if not machine.fits(self._bytes(setting)):
+                self.results.skipped.append(
+                    f"{setting.label}: its inputs do not fit into half of the memory that is free"
+                )
+                return
+            logits32, logits = self._logits(setting)
+            checked = {work: self._check(setting, work, logits) for work in self.plan.works}
+            # The share is of what is left now: every setting pays for the inputs of this one.
+            seconds = share * max(self.end - time.perf_counter(), 0)
+            groups = self._groups(setting)
+            for number, works in enumerate(groups):
+                part = seconds / (len(groups) - number)
+                contestants = self._contestants(setting, works, logits32, logits, part)
+                # So does it for making the peers ready, which is limited for itself.
+                started = time.perf_counter()
+                self._record(setting, works, measure(contestants, part), checked)
+                seconds = max(seconds - (time.perf_counter() - started), 0)
         finally:
             torch.set_num_threads(threads_before)
 
-    def _contestants(self, setting: Setting) -> tuple[dict[_Timed, Contestant], dict[Work, int]]:
-        """Everything that is timed in a setting, checked; empty, with a note in the results, if it does not fit."""
+    def _rows(self, vocab: int, batch: int) -> int:
+        """How many rows of float32 a setting takes: as many as 16-bit logits need, which may come next."""
+        return batch * rotation(2 * batch * vocab, self.rotated_bytes)
+
+    def _bytes(self, setting: Setting) -> int:
+        rows_made = self._rows(setting.vocab, setting.batch)
+        return setting.vocab * (_INPUT_BYTES * rows_made + _DRAW_BYTES * setting.batch)
+
+    def _logits(self, setting: Setting) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The batches of a setting, as float32 and as its dtype."""
         dtype = getattr(torch, setting.dtype)
-        numbers = setting.batch * setting.vocab
-        # As many as 16-bit logits need, which are the next to come.
-        count = setting.batch * rotation(2 * numbers, self.rotated_bytes)
-        # In float32 and in bfloat16; and what peers keep for a draw, at most 12 bytes a logit and a copy of it.
-        needed = 6 * count * setting.vocab
-        needed += 16 * numbers * len(self.plan.works) * len(self.peers) if setting.with_peers else 0
-        if not machine.fits(needed):
-            self.results.skipped.append(f"{setting.label}: its inputs do not fit into half of the memory that is free")
-            return {}, {}
-        batches = rotation(dtype.itemsize * numbers, self.rotated_bytes)
-        logits32 = self.inputs.take(setting.rows, count, setting.vocab)[: batches * setting.batch]
-        logits = logits32.to(dtype)
-        turns = logits.split(setting.batch)
+        # Batches that are larger come later, and their rows begin with these.
+        later = [
+            self._rows(setting.vocab, batch)
+            for batch in self.plan.batches
+            if machine.fits(self._bytes(setting._replace(batch=batch)))
+        ]
+        count = setting.batch * rotation(dtype.itemsize * setting.batch * setting.vocab, self.rotated_bytes)
+        logits32 = self.inputs.take(setting.rows, count, setting.vocab, max(later, default=count))
+        return logits32.split(setting.batch), logits32.to(dtype).split(setting.batch)
+
+    def _check(self, setting: Setting, work: Work, logits: Sequence[Tensor]) -> int:
+        expected = self.inputs.expected_tokens(getattr(torch, setting.dtype), work)
+        return check.check_fastsample(logits[0], work, self.results.backend, expected)
+
+    def _groups(self, setting: Setting) -> list[tuple[Work, ...]]:
+        """The kinds of work, as many together as what the peers keep for them leaves memory for."""
+        works = self.plan.works
+        if not setting.with_peers or not self.peers:
+            return [works]
+        of_each = _KEPT_BYTES * setting.batch * setting.vocab * len(self.peers)
+        size = len(works)
+        while size > 1 and not machine.fits(size * of_each):
+            size -= 1
+        return [works[first : first + size] for first in range(0, len(works), size)]
+
+    def _contestants(
+        self,
+        setting: Setting,
+        works: Sequence[Work],
+        logits32: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        seconds: float,
+    ) -> dict[_Timed, Contestant]:
+        """Everyone who is timed at some kinds of work in a setting, in so many seconds."""
         contestants: dict[_Timed, Contestant] = {
             # x is float32 whatever the dtype of the logits.
-            _Timed(_SOFTMAX, None): Contestant(Softmax(setting.batch, setting.vocab), logits32.split(setting.batch)),
-            _Timed(_ONE_READ, None): Contestant(OneRead(), turns),
+            _Timed(_SOFTMAX, None): Contestant(Softmax(setting.batch, setting.vocab), logits32),
+            _Timed(_ONE_READ, None): Contestant(OneRead(), logits),
         }
-        checked = {}
-        for work in self.plan.works:
-            expected = self.inputs.expected_tokens(dtype, work)
-            checked[work] = check.check_fastsample(turns[0], work, self.results.backend, expected)
-            job = Job(work, setting.batch, setting.vocab, setting.threads, dtype, self.rotated_bytes > 0)
+        cold = self.rotated_bytes > 0
+        jobs = [Job(work, setting.batch, setting.vocab, setting.threads, logits[0].dtype, cold) for work in works]
+        for job in jobs:
             session: Session = FastsampleSession(job, self.results.backend)
-            contestants[_Timed("fastsample", work)] = Contestant(session, turns)
-            for key in self.peers if setting.with_peers else ():
-                try:
-                    session = PEERS[key].start(job)
-                except NotServedError as error:
-                    self._skip_peer(key, work, error)
-                else:
-                    accepts = partial(self._accepts, key, work)
-                    contestants[_Timed(key, work)] = Contestant(session, turns, accepts, brief=True)
-        return contestants, checked
+            contestants[_Timed("fastsample", job.work)] = Contestant(session, logits)
+        if not setting.with_peers:
+            return contestants
+        # Who is known to be fast comes first: what the slow ones take is not there for the others.
+        theirs = [(key, job) for job in jobs for key in self.peers]
+        for key, job in sorted(theirs, key=lambda one: self._expected_seconds(*one)):
+            peer = self._session(key, job, logits[0], seconds)
+            if peer is not None:
+                left_out = partial(self._leave_out, key, job)
+                contestants[_Timed(key, job.work)] = Contestant(
+                    peer, logits, partial(_check_peer, PEERS[key].label, job.work), brief=True, left_out=left_out
+                )
+        return contestants
 
-    def _accepts(self, peer: str, work: Work, drawn: Any, logits: Tensor) -> bool:
-        try:
-            check.check_peer(PEERS[peer].label, drawn, logits, work)
-        except check.WrongTokensError as error:
-            self._skip_peer(peer, work, error)
-            return False
-        return True
+    def _expected_seconds(self, peer: str, job: Job) -> float:
+        """What a call of a peer may take, by what it took with smaller batches; 0 where that is not known."""
+        return job.batch * self.seconds_a_row.get(_Shape(peer, job.work, job.vocab, job.threads), 0.0)
 
-    def _skip_peer(self, peer: str, work: Work, reason: Exception) -> None:
-        note = f"{PEERS[peer].label}, {work.label}: {reason}"
-        if note not in self.results.skipped:
-            self.results.skipped.append(note)
+    def _session(self, key: str, job: Job, logits: Tensor, seconds: float) -> Session | None:
+        """A peer made ready for a job; None, with a note, where it cannot be or where there is no time."""
+        started = time.perf_counter()
+        if self._expected_seconds(key, job) >= seconds or started >= self.end:
+            self._leave_out(key, job, NO_TIME)
+        elif self.readying[key] > _READYING * self.plan.seconds:
+            self._leave_out(key, job, f"making it ready has taken {_READYING:.0%} of the time budget")
+        else:
+            try:
+                session = PEERS[key].start(job)
+                session.load(logits)
+            except NotServedError as error:
+                self.left_out.add(f"{PEERS[key].label}: {error}", job.work)
+            except Exception as error:  # whatever another's code does wrong
+                self.left_out.add(f"{PEERS[key].label} cannot be made ready: {_first_line(error)}", job.work)
+            else:
+                return session
+            finally:
+                self.readying[key] += time.perf_counter() - started
+        return None
 
-    def _record(self, setting: Setting, times: dict[_Timed, Times], checked: dict[Work, int]) -> None:
-        for work in self.plan.works:
+    def _leave_out(self, key: str, job: Job, reason: str) -> None:
+        self.left_out.add(f"{PEERS[key].label}, B {job.batch}: {_first_line(reason)}", job.work)
+
+    def _record(
+        self, setting: Setting, works: Sequence[Work], times: dict[_Timed, Times], checked: dict[Work, int]
+    ) -> None:
+        for work in works:
+            peers = {key: times[_Timed(key, work)] for key in self.peers if _Timed(key, work) in times}
+            for key, one in peers.items():
+                shape = _Shape(key, work, setting.vocab, setting.threads)
+                self.seconds_a_row[shape] = one.median / 1e6 / setting.batch
             self.results.measurements.append(
                 Measurement(
                     setting=setting,
@@ -173,7 +272,16 @@ class Runner:
                     fastsample=times[_Timed("fastsample", work)],
                     softmax=times[_Timed(_SOFTMAX, None)],
                     one_read=times[_Timed(_ONE_READ, None)],
-                    peers={key: times[_Timed(key, work)] for key in self.peers if _Timed(key, work) in times},
+                    peers=peers,
                     tokens_checked=checked[work],
                 )
             )
+
+
+def _first_line(reason: Exception | str) -> str:
+    text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+    return text.strip().partition("\n")[0][:300]
+
+
+def _check_peer(label: str, work: Work, drawn: Any, logits: Tensor) -> None:
+    check.check_peer(label, drawn, logits, work)

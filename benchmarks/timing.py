@@ -15,6 +15,7 @@ from .peers.base import Session
 
 # Turns per contestant: a drift of the machine's speed that lasts longer than a turn meets all of them alike.
 ROUNDS = 5
+NO_TIME = "the time of its setting was spent"
 
 Key = TypeVar("Key")
 
@@ -27,6 +28,15 @@ class Times(NamedTuple):
     p90: float
     calls: int
 
+    @classmethod
+    def checked(cls, *fields: Any, **named: Any) -> Times:
+        """From a file. Raises TypeError for a field that is missing, unknown or no number."""
+        times = cls(*fields, **named)
+        for name, value in times._asdict().items():
+            if not isinstance(value, int | float):
+                raise TypeError(f"the time {name} is {value!r}, and no number")
+        return times
+
 
 class Contestant(NamedTuple):
     """Who is timed, and on what.
@@ -34,14 +44,17 @@ class Contestant(NamedTuple):
     Attributes:
         session: the sampler.
         batches: what it goes through, one after the other, for ever.
-        accepts: judges its first draw, with the logits it drew from; on False it is not measured. None accepts all.
+        check: judges its first draw, with the logits it drew from, by raising.
         brief: whether one call is enough where it takes longer than the contestant's share of the time.
+        left_out: told why it is not measured: its first call failed or was not right, or there was no time for it.
+            None: it is always called, and what it raises goes to the caller.
     """
 
     session: Session
     batches: Sequence[Tensor]
-    accepts: Callable[[Any, Tensor], bool] | None = None
+    check: Callable[[Any, Tensor], None] | None = None
     brief: bool = False
+    left_out: Callable[[str], None] | None = None
 
 
 def rotation(batch_bytes: int, rotated_bytes: int) -> int:
@@ -53,8 +66,8 @@ def measure(contestants: Mapping[Key, Contestant], seconds: float, rounds: int =
     """Time every contestant, in about `seconds` in all, shared equally.
 
     The first call of each warms up; if it takes longer than the share of a `brief` one it counts, and is all that is
-    made. The others share the time that is left, in up to `rounds` turns each of at least one call. Contestants whose
-    first draw is not accepted are not in the result.
+    made. The others share the time that is left, in up to `rounds` turns each of at least one call. Contestants that
+    are left out are not in the result.
     """
     end = time.perf_counter() + seconds
     share = seconds / len(contestants)
@@ -64,12 +77,21 @@ def measure(contestants: Mapping[Key, Contestant], seconds: float, rounds: int =
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for key, (session, _, accepts, brief) in contestants.items():
-            logits = next(walks[key])
-            first, drawn = _timed_call(session, logits)
-            if accepts is not None and not accepts(drawn, logits):
+        for key, one in contestants.items():
+            if one.left_out is not None and time.perf_counter() >= end:
+                one.left_out(NO_TIME)
                 continue
-            if brief and first > share * 1e6:
+            logits = next(walks[key])
+            try:
+                first, drawn = _timed_call(one.session, logits)
+                if one.check is not None:
+                    one.check(drawn, logits)
+            except Exception as error:  # what another's code does wrong costs that other alone
+                if one.left_out is None:
+                    raise
+                one.left_out(str(error))
+                continue
+            if one.brief and first > share * 1e6:
                 calls[key] = [first]
             else:
                 calls[key] = []

@@ -53,7 +53,6 @@ from fastsample.benchmarks.gpu import (
     testing,
     testing_triton,
     timing,
-    torch_compiled,
     vllm_triton,
     wheel,
 )
@@ -64,6 +63,8 @@ from fastsample.benchmarks.gpu.results import FLOOR, LAUNCH, OURS, TRITON, GpuRe
 from fastsample.benchmarks.gpu.subprocesses import Ended
 from fastsample.benchmarks.gpu.timing import GpuTimes
 from fastsample.benchmarks.peers.base import Job, NotServedError, Work
+from fastsample.benchmarks.peers.torch_compiled import TorchCompiled
+from fastsample.benchmarks.report import ratio
 from missing import missing
 
 REHEARSAL = PartOptions(seconds=100, rehearsal=True)
@@ -189,7 +190,7 @@ def test_what_triton_compiles_stays_between_calls(run: Callable[..., Any], monke
 
 def test_a_part_is_told_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     axes = Axes((1, 2), (), ("float32",), (), ("k50",))
-    options = PartOptions(9.0, True, "abc", ("torch",), ("triton",), axes, (3, 16))
+    options = PartOptions(9.0, True, "abc", ("torch",), ("triton",), axes, (3, 16), True)
     module, path = "measuring", Path("/records")
     written = subprocesses.part_command(module, path, options)
     assert written[-6:-1] == ["--run-part", module, "--records", str(path), "--options"]
@@ -572,22 +573,22 @@ def test_triton_alone_is_shown(tmp_path: Path) -> None:
 def drawn_labels(monkeypatch: pytest.MonkeyPatch, found: GpuResults, base: Path) -> list[str]:
     """The legends of the pictures."""
     labels: list[str] = []
-    legend = plot.Axes.legend
+    legend = plot.Figure.legend
 
-    def noted(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        labels.extend(self.get_legend_handles_labels()[1])
-        return legend(self, *arguments, **keywords)
+    def noted(self: Any, handles: Any, texts: list[str], **keywords: Any) -> Any:
+        labels.extend(texts)
+        return legend(self, handles, texts, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(plot.Axes, "legend", noted)
+        patch.setattr(plot.Figure, "legend", noted)
         plot.save(found, base)
     return labels
 
 
 def test_the_pictures_show_both_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = drawn_labels(monkeypatch, full_sample(), tmp_path / "both")
-    assert {"real logits", "real logits, Triton", "floor: one read", "fastsample (Triton)"} <= set(labels)
-    assert "fastsample (CUDA)" not in labels, "it is what the bars are relative to"
+    assert {"real logits", "real logits, Triton", "floor: one read of the logits", "fastsample (Triton)"} <= set(labels)
+    assert "fastsample (CUDA)" not in labels, "it is what the ratios are to"
     assert "fastsample (Triton)" not in drawn_labels(monkeypatch, triton_alone(), tmp_path / "one")
 
 
@@ -991,8 +992,10 @@ def test_a_part_of_the_grid() -> None:
         (1000, 5, "bfloat16", "real"),
         (128256, 5, "float32", "real"),
         (128256, 5, "bfloat16", "real"),
+        (1000, 5, "float32", "real"),
     ]
-    assert [one.peers for one in beyond] == [True, False, True, False]
+    assert [one.peers for one in beyond] == [True, False, True, False, False]
+    assert [one.compiled for one in beyond] == [False] * 4 + [True]
     assert {one.works for one in beyond} == {("k7",)}
 
 
@@ -1169,6 +1172,21 @@ def test_a_rehearsal_of_the_benchmark(tmp_path: Path, small_grid: None) -> None:
             assert one.how == "host"
     assert [set(point.times) for point in found.points] == [{OURS, "torch"}, {OURS}, {OURS}]
     assert "(vocabulary 49152)" in next(found.records("rows"))["made"]
+
+
+def test_calls_are_launched_one_by_one_as_well(tmp_path: Path, small_grid: None) -> None:
+    recorder = Recorder(tmp_path / "records")
+    measuring.run(recorder, replace(REHEARSAL, eager=True, unusable_peers=("hugging-face",)))
+    found = sample_results(*records.read(recorder.path))
+    eager = [set(point.eager) for point in found.points]
+    assert eager == [{OURS, "torch"}, {OURS}, set()], "where the peers run"
+    assert [set(point.times) for point in found.points] == [{OURS, "torch"}, {OURS}, {OURS}]
+    table = report.markdown(found)
+    assert "## Launched one by one" in table
+    shown = table.partition("## Launched one by one")[2].partition("##")[0]
+    one = found.points[0].eager[OURS].median
+    assert f"{one:.1f} ({ratio(one / found.points[0].times[OURS].median)})" in shown
+    assert "Launched one by one" not in report.markdown(full_sample())
 
 
 def test_a_wrong_token_is_not_timed(tmp_path: Path, small_grid: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1633,6 +1651,50 @@ def test_flashinfer_is_called_as_it_wants(
     assert flashinfer_stand_in == expected
 
 
+@pytest.mark.parametrize(
+    ("peer", "expected"),
+    [
+        (flashinfer.FlashInferFromLogits(), "top_k_top_p_sampling_from_logits"),
+        (flashinfer.FlashInferFromProbs(), "top_k_top_p_sampling_from_probs"),
+    ],
+)
+def test_flashinfer_takes_filters_by_row(
+    flashinfer_stand_in: list[tuple[str, dict[str, Any]]], peer: Any, expected: str
+) -> None:
+    session = peer.start(job("k3-p0.9-half"))
+    session.load(torch.randn(2, 8))
+    session.draw()
+    name, given = flashinfer_stand_in[-1]
+    assert name == expected
+    assert given["top_k"].tolist() == [3, 8]
+    assert given["top_p"].tolist() == pytest.approx([0.9, 1.0])
+    with pytest.raises(NotServedError):
+        flashinfer.CakeSampling().start(job("k3-p0.9-half"))
+
+
+def test_vllm_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = vllm_triton.VllmNative()
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    assert "cannot be imported" in (peer.missing() or "")
+    module = ModuleType("vllm.v1.sample.ops.topk_topp_sampler")
+    told: list[list[list[float]]] = []
+
+    def apply(logits: Tensor, k: Tensor, p: Tensor) -> Tensor:
+        told.append([k.tolist(), p.tolist()])
+        return logits.masked_fill_(logits < logits.topk(2).values[:, -1:], -torch.inf)
+
+    module.apply_top_k_top_p_pytorch = apply
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert peer.missing() is None
+    logits = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
+    session = peer.start(job("k2-p0.5-half"))
+    session.load(logits)
+    tokens = session.draw()
+    assert (tokens[:, None] == logits.topk(2).indices).any(dim=1).all()
+    assert told == [[[2, 8], [0.5, 1.0]]]
+
+
 def test_peers_that_are_not_there_say_so() -> None:
     for peer in (flashinfer.FlashInferFromLogits(), flashinfer.CakeSampling()):
         if importlib.util.find_spec("flashinfer") is None:
@@ -1717,7 +1779,7 @@ def test_torch_compile_draws_from_the_kept_set(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     torch._dynamo.reset()
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
-    session = torch_compiled.TorchCompiled().start(job("k3"))
+    session = TorchCompiled().start(job("k3"))
     session.load(logits)
     tokens = session.draw()
     assert (tokens[:, None] == logits.topk(3).indices).any(dim=1).all()

@@ -124,6 +124,7 @@ class _Command:
             self._unusable_peers(),
             tuple(self.options.backends),
             Axes(**{axis: tuple(getattr(self.options, axis)) for axis in Axes._fields}),
+            eager=self.options.eager,
         )
         command = part_command(plan.module, path, part_options)
         cache = {ahead.CACHE_VARIABLE: os.environ.get(ahead.CACHE_VARIABLE, str(ahead.CACHE))}
@@ -236,6 +237,9 @@ def _parser(plans: Sequence[PartPlan]) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{axis}", type=kind, nargs="+", default=(), help=f"{text}: what of the benchmark's grid to measure (all)"
         )
+    parser.add_argument(
+        "--eager", action="store_true", help="time calls that are launched one by one as well, beside graph replay"
+    )
     parser.add_argument("--commit", default="", help="of the sources, where they are a copy without git")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, in small: nothing is measured")
     parser.add_argument(

@@ -41,7 +41,7 @@ def check(backend: str) -> None:
         raise CannotMeasureError(f"--backend {backend}: {reason}", 1)
 
 
-def run(backend: str, axes: Axes, peers: Sequence[str], budget: float, out: Path) -> int:
+def run(backend: str, axes: Axes, peers: Sequence[str], budget: float, out: Path, eager: bool = False) -> int:
     """Measure, write OUT's JSON with table and pictures beside it, and print the table.
 
     Args:
@@ -50,6 +50,7 @@ def run(backend: str, axes: Axes, peers: Sequence[str], budget: float, out: Path
         peers: keys of the peers to compare with.
         budget: seconds for all of it.
         out: the JSON file.
+        eager: time every call launched by itself as well, beside the replay of graphs.
 
     Returns:
         The exit status of the GPU command.
@@ -63,6 +64,7 @@ def run(backend: str, axes: Axes, peers: Sequence[str], budget: float, out: Path
     for axis, values in axes._asdict().items():
         if values:
             arguments += [f"--{axis}", *map(str, values)]
+    arguments += ["--eager"] if eager else []
     status = command.main([*arguments, "--peers", *peers])
     written = base.with_name(f"{base.name}.json")
     if status != NO_GPU and written.exists():
@@ -70,11 +72,8 @@ def run(backend: str, axes: Axes, peers: Sequence[str], budget: float, out: Path
     return status
 
 
-def show(path: Path, markdown: bool, picture: Path | None) -> int | None:
-    """Show a file of the GPU command. Returns the exit status, or None where the file is no such file."""
-    try:
-        load(path)
-    except (OSError, ValueError):
-        return None
+def show(path: Path, markdown: bool, picture: Path | None) -> int:
+    """Show a file of the GPU command. Returns the exit status, and raises ValueError where the file is damaged."""
+    load(path)
     drawn = ["--out", str(picture.with_suffix(""))] if picture is not None else []
     return command.main(["--show", str(path), *(["--markdown"] if markdown else []), *drawn])

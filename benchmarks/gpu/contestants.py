@@ -12,12 +12,12 @@ from fastsample import ops
 from fastsample.benchmarks.peers.base import Job, Peer
 from fastsample.benchmarks.peers.hugging_face import HuggingFace
 from fastsample.benchmarks.peers.torch_by_hand import TorchByHand
+from fastsample.benchmarks.peers.torch_compiled import TorchCompiled
 
 from .flashinfer import CakeSampling, FlashInferFromLogits, FlashInferFromProbs
 from .options import PartOptions
 from .results import OURS, TRITON
-from .torch_compiled import TorchCompiled
-from .vllm_triton import VllmTriton
+from .vllm_triton import VllmNative, VllmTriton
 
 COMPILED = TorchCompiled()
 # Compiling takes half a minute for each shape, so it is not among those that run at every setting with peers.
@@ -30,6 +30,7 @@ PEERS: dict[str, Peer] = {
         FlashInferFromProbs(),
         CakeSampling(),
         VllmTriton(),
+        VllmNative(),
     )
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.benchmarks.peers.base import Job, NotServedError, Work, refuse_bfloat16, refuse_per_row
+from fastsample.benchmarks.peers.base import Job, NotServedError, Work, refuse_bfloat16, refuse_mixed, refuse_per_row
 
 PACKAGE = "flashinfer-python"
 _CAKE = "flashinfer.cake_sampling"
@@ -48,14 +48,14 @@ class FlashInferFromLogits:
         return _missing("flashinfer.sampling")
 
     def start(self, job: Job) -> FlashInferSession:
-        work = _served(self.label, job)
+        work = _served(job)
         module = importlib.import_module("flashinfer.sampling")
         if work.min_p or (work.top_p < 1 and not work.top_k):
             raise NotServedError("FlashInfer has no function from logits for top_p or min_p alone")
         if work.top_k:
-            sampler = _seeded(module.top_k_top_p_sampling_from_logits, top_k=work.top_k, top_p=work.top_p)
+            sampler = _seeded(module.top_k_top_p_sampling_from_logits, work, "top_k", "top_p")
         else:
-            sampler = _seeded(module.sampling_from_logits)
+            sampler = _seeded(module.sampling_from_logits, work)
         return FlashInferSession(sampler, work.temperature, softmax=False)
 
 
@@ -69,20 +69,20 @@ class FlashInferFromProbs:
         return _missing("flashinfer.sampling")
 
     def start(self, job: Job) -> FlashInferSession:
-        work = _served(self.label, job)
+        work = _served(job)
         module = importlib.import_module("flashinfer.sampling")
         if work.min_p:
             if work.top_k or work.top_p < 1:
                 raise NotServedError("FlashInfer has no function for min_p with another filter")
-            sampler = _seeded(module.min_p_sampling_from_probs, min_p=work.min_p)
+            sampler = _seeded(module.min_p_sampling_from_probs, work, "min_p")
         elif work.top_k and work.top_p < 1:
-            sampler = _seeded(module.top_k_top_p_sampling_from_probs, top_k=work.top_k, top_p=work.top_p)
+            sampler = _seeded(module.top_k_top_p_sampling_from_probs, work, "top_k", "top_p")
         elif work.top_k:
-            sampler = _seeded(module.top_k_sampling_from_probs, top_k=work.top_k)
+            sampler = _seeded(module.top_k_sampling_from_probs, work, "top_k")
         elif work.top_p < 1:
-            sampler = _seeded(module.top_p_sampling_from_probs, top_p=work.top_p)
+            sampler = _seeded(module.top_p_sampling_from_probs, work, "top_p")
         else:
-            sampler = _seeded(module.sampling_from_probs)
+            sampler = _seeded(module.sampling_from_probs, work)
         return FlashInferSession(sampler, work.temperature, softmax=True)
 
 
@@ -96,7 +96,8 @@ class CakeSampling:
         return _missing(_CAKE)
 
     def start(self, job: Job) -> FlashInferSession:
-        work = _served(self.label, job)
+        refuse_per_row(job)
+        work = _served(job)
         if work.min_p or not 0 < work.top_k <= _LARGEST_CAKE_K:
             raise NotServedError("cake_sampling takes a top_k of 1 to 1024, and no min_p")
         sample = importlib.import_module(_CAKE).top_k_top_p_sampling_from_probs
@@ -108,21 +109,28 @@ class CakeSampling:
         return FlashInferSession(sampler, work.temperature, softmax=True)
 
 
-def _served(label: str, job: Job) -> Work:
-    refuse_per_row(label, job)
-    refuse_bfloat16(label, job)
+def _served(job: Job) -> Work:
+    refuse_mixed(job)
+    refuse_bfloat16(job)
     if job.work.greedy:
         raise NotServedError("FlashInfer has no greedy sampler")
     return job.work
 
 
-def _seeded(function: Callable[..., Any], **parameters: Any) -> Callable[[Tensor], Tensor]:
+def _seeded(function: Callable[..., Any], work: Work, *filters: str) -> Callable[[Tensor], Tensor]:
+    """A function with the filters of these names: numbers, or tensors where they differ by row."""
     takes_seed = "seed" in inspect.signature(function).parameters
+    parameters: dict[str, Any] = {} if work.per_row else {name: getattr(work, name) for name in filters}
 
     def sampler(rows: Tensor) -> Tensor:
-        if takes_seed and "seed" not in parameters:  # on the first call, which is never captured
+        # On the first call, which is never captured.
+        if takes_seed and "seed" not in parameters:
             parameters["seed"] = torch.tensor([7], dtype=torch.int64, device=rows.device)
             parameters["offset"] = torch.tensor([0], dtype=torch.int64, device=rows.device)
+        if work.per_row and not parameters.keys() & set(filters):
+            batch, vocab = rows.shape
+            of_rows = work.filters(batch, vocab, rows.device)
+            parameters.update({name: getattr(of_rows, name) for name in filters})
         tokens: Tensor = function(rows, **parameters)
         return tokens
 

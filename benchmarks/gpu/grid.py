@@ -38,7 +38,8 @@ def settings(axes: Axes = EVERYTHING) -> list[Setting]:
     """Every setting, in the order of measuring.
 
     Args:
-        axes: what of the grid to measure, or beyond it. At sizes that the grid does not have the peers run as well.
+        axes: what of the grid to measure, or beyond it. At sizes that the grid does not have the peers run as well, and
+            at the end, in the first of these places, torch.compile.
     """
     works = axes.works or WORKS
     vocabs, batches = axes.vocabs or VOCABULARIES, axes.batches or BATCHES
@@ -57,7 +58,9 @@ def settings(axes: Axes = EVERYTHING) -> list[Setting]:
         if setting.place in wanted
     ]
     known = {setting.place for setting in whole}
-    return [setting for setting in whole if setting.works] + [one for one in crossed if one.place not in known]
+    beyond = [one for one in crossed if one.place not in known]
+    compiled = [one._replace(works=works[:2], peers=False, compiled=True) for one in beyond if one.peers][:1]
+    return [setting for setting in whole if setting.works] + beyond + compiled
 
 
 def _whole() -> list[Setting]:

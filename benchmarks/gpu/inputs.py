@@ -10,7 +10,6 @@ from fastsample.benchmarks.timing import rotation
 
 # How many times the second-level cache the inputs of a setting take together, at least.
 ROTATED_CACHES = 3
-_SEED = 20240607
 _ROWS_AT_ONCE = 64
 
 
@@ -73,13 +72,9 @@ class Inputs:
             if whole is None or len(whole) < count:
                 whole = self._make(kind, count, vocab, "float32")
             return whole[:count].to(getattr(torch, dtype))
-        name, _, number = kind.partition("-")
-        if name == "normal":
-            generator = torch.Generator(self.device).manual_seed(_SEED)
-            return torch.randn(count, vocab, generator=generator, device=self.device).mul_(float(number))
         if kind == "real":
             return real_rows(self._source(vocab), count, vocab)
-        return rows.make(kind, count, vocab, self.real).to(self.device)
+        return rows.make(kind, count, vocab, self.real, self.device).to(self.device)
 
     def _source(self, vocab: int) -> Tensor:
         return torch.from_numpy(self.real.source(vocab)[1]).to(self.device)

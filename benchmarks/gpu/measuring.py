@@ -40,10 +40,12 @@ _REFERENCE = ""
 
 
 class _Timed(NamedTuple):
-    """Who is timed, and on what: the key of the work, or `_REFERENCE` for what is measured once for all of it."""
+    """Who is timed, on what (the key of the work, or `_REFERENCE` for what is measured once for all of it), and whether
+    its calls are launched one by one."""
 
     who: str
     work: str
+    eager: bool = False
 
 
 def run(recorder: Recorder, options: PartOptions) -> None:
@@ -62,7 +64,7 @@ def run(recorder: Recorder, options: PartOptions) -> None:
             recorder.add("note", text=f"the time was up after {done} of {len(todo)} settings of the grid")
             break
         runner.measure(setting)
-    for vocab in grid.VOCABULARIES:
+    for vocab in dict.fromkeys(setting.place.vocab for setting in todo if setting.place.rows == "real"):
         recorder.add("rows", vocab=vocab, made=runner.inputs.describe(vocab))
     if runner.failures:
         raise PartFailedError(f"{len(runner.failures)} failures, the first: {runner.failures[0]}")
@@ -129,14 +131,16 @@ class _Runner:
                     self.failures.append(f"{place}: {error}")
                     self.recorder.add("wrong", text=f"{place}: {error}")
                     continue
-                turns[_Timed(who, key)] = self.timer.prepare(session, batches, _MOST_INPUTS)
+                for eager in self._ways(setting):
+                    turns[_Timed(who, key, eager)] = self.timer.prepare(session, batches, _MOST_INPUTS, not eager)
         times = measure(turns, _SECONDS)
         # Peers one kind of work after the other: what their graphs keep of the memory is too much for all of them.
         for key, job in jobs.items():
             theirs = {
-                _Timed(peer.key, key): turn
+                _Timed(peer.key, key, eager): turn
                 for peer in self._peers_of(setting)
-                if (turn := self._peer_turn(peer, job, batches)) is not None
+                for eager in self._ways(setting)
+                if (turn := self._peer_turn(peer, job, batches, eager)) is not None
             }
             times |= measure(theirs, _PEER_SECONDS)
         self._record(place, self._shape(batches[0]), self._divisions(batches, jobs), setting.works, times)
@@ -161,13 +165,17 @@ class _Runner:
             return [COMPILED] if self.end - time.monotonic() > _COMPILE_SECONDS else []
         return list(self.peers.values()) if setting.peers else []
 
-    def _peer_turn(self, peer: Peer, job: Job, batches: Sequence[Tensor]) -> Turn | None:
+    def _ways(self, setting: Setting) -> tuple[bool, ...]:
+        """Whether calls are launched one by one: not, and where that is asked for in a place with peers, as well."""
+        return (False, True) if self.options.eager and (setting.peers or setting.compiled) else (False,)
+
+    def _peer_turn(self, peer: Peer, job: Job, batches: Sequence[Tensor], eager: bool) -> Turn | None:
         try:
             session: Session = peer.start(job)
             session.load(batches[0])
             tokens = torch.as_tensor(session.draw())[:_CHECKED_PEER_ROWS].cpu()
             check_peer(peer.label, tokens, batches[0][:_CHECKED_PEER_ROWS].cpu(), job.work)
-            return self.timer.prepare(session, batches, _MOST_INPUTS_OF_CHAINS)
+            return self.timer.prepare(session, batches, _MOST_INPUTS_OF_CHAINS, not eager)
         except NotServedError:
             return None
         except Exception as error:  # another's failure is a note, whatever it is
@@ -182,8 +190,10 @@ class _Runner:
         works: Sequence[str],
         times: dict[_Timed, GpuTimes],
     ) -> None:
-        def of(work: str) -> dict[str, dict[str, Any]]:
-            return {timed.who: one._asdict() for timed, one in times.items() if timed.work == work}
+        def of(work: str, eager: bool = False) -> dict[str, dict[str, Any]]:
+            return {
+                timed.who: one._asdict() for timed, one in times.items() if (timed.work, timed.eager) == (work, eager)
+            }
 
         self.recorder.add(
             "setting",
@@ -192,6 +202,7 @@ class _Runner:
             divisions=divisions,
             references=of(_REFERENCE),
             works={work: of(work) for work in works},
+            eager={work: found for work in works if (found := of(work, eager=True))},
         )
 
     def _shape(self, logits: Tensor) -> dict[str, int] | None:

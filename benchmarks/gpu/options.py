@@ -35,6 +35,7 @@ class PartOptions:
         backends: of fastsample, which to measure.
         axes: what of the grid to measure.
         share: which of how many processes this is, of a part that has several.
+        eager: time calls that are launched one by one as well, beside the replay of graphs.
     """
 
     seconds: float
@@ -44,6 +45,7 @@ class PartOptions:
     backends: tuple[str, ...] = ("cuda", "triton")
     axes: Axes = field(default_factory=Axes)
     share: tuple[int, int] = (0, 1)
+    eager: bool = False
 
     @property
     def device(self) -> str:

@@ -35,7 +35,7 @@ def brief(results: GpuResults) -> str:
 
 def markdown(results: GpuResults) -> str:
     """Everything that is to be read of a run."""
-    sections = (_head, _parts, _goals, _times, _peers, _features, _counters, _tests, _notes)
+    sections = (_head, _parts, _goals, _times, _peers, _eager, _features, _counters, _tests, _notes)
     return "\n".join(line for section in sections for line in section(results)) + "\n"
 
 
@@ -162,6 +162,23 @@ def _peers(results: GpuResults) -> Iterator[str]:
     for record in latest.values():
         told = f"not measured: {record['missing']}" if record["missing"] else record["note"]
         yield f"- {record['label']} {record['version'] or ''}: {told}"
+
+
+def _eager(results: GpuResults) -> Iterator[str]:
+    measured = [point for point in results.points if point.eager]
+    if not measured:
+        return
+    yield from _section("Launched one by one: microseconds, and in brackets of the replay of a graph")
+    keys = list(dict.fromkeys(key for point in measured for key in point.eager))
+    cells = []
+    for point in measured:
+        texts = []
+        for key in keys:
+            eager, replayed = point.eager.get(key), point.times.get(key)
+            compared = "" if eager is None or replayed is None else f" ({ratio(eager.median / replayed.median)})"
+            texts.append("-" if eager is None else f"{eager.median:.1f}{compared}")
+        cells.append((_point(point.work, point.place), *texts))
+    yield from _table(("work", *(results.labels.get(key, key) for key in keys)), cells, 1)
 
 
 def _theirs(point: Point, key: str, ours: str) -> str:

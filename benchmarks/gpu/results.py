@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastsample.benchmarks import json_files
+from fastsample.benchmarks.json_files import named_in_errors
+
 from .timing import GpuTimes
 
 FORMAT = 1
@@ -38,12 +41,14 @@ class Point(NamedTuple):
         work: the key of the work.
         times: of fastsample's contestants and the peers, by key.
         references: of the floor, an empty launch and a softmax, by key, measured together with them.
+        eager: of those whose calls were launched one by one as well, by key.
     """
 
     place: Place
     work: str
     times: dict[str, GpuTimes]
     references: dict[str, GpuTimes]
+    eager: dict[str, GpuTimes]
 
     def median(self, who: str = OURS) -> float | None:
         """Median microseconds of a contestant."""
@@ -128,7 +133,8 @@ class GpuResults:
             for work, content in record["works"].items():
                 before = points.get((place, work))
                 times = _times(content) | (before.times if before else {})
-                points[place, work] = Point(place, work, times, before.references if before else references)
+                eager = _times(record.get("eager", {}).get(work, {})) | (before.eager if before else {})
+                points[place, work] = Point(place, work, times, before.references if before else references, eager)
         return list(points.values())
 
     @property
@@ -165,15 +171,19 @@ def load(path: Path) -> GpuResults:
     """Read what `save` wrote.
 
     Raises:
-        ValueError: the file is of another format.
+        ValueError: the file is of another format, or damaged; the message names it, and what is wrong with it.
     """
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict) or content.pop("about", None) != "fastsample on a GPU":
+    content = json_files.read(path)
+    if content.pop("about", None) != "fastsample on a GPU":
         raise ValueError(f"{path}: not a file of the GPU command")
-    if (found := content.pop("format")) != FORMAT:
+    if (found := content.pop("format", None)) != FORMAT:
         raise ValueError(f"{path}: format {found}, expected {FORMAT}")
-    content["parts"] = {name: Part(**part) for name, part in content["parts"].items()}
-    return GpuResults(**content)
+    with named_in_errors(path):
+        content["parts"] = {name: Part(**part) for name, part in content["parts"].items()}
+        results = GpuResults(**content)
+        # What is read of the records later is read once here, where an error knows the file.
+        _ = results.environment, results.points, results.labels
+    return results
 
 
 def _joined(text: str) -> str:

@@ -32,8 +32,8 @@ class GpuTimes(NamedTuple):
     Attributes:
         median, p20, p80: over the replays.
         replays, calls: how many replays, and calls in each.
-        how: "graph" (replayed), "eager" (it could not be captured: its launches are in the time) or "host" (a
-            rehearsal on the CPU).
+        how: "graph" (replayed), "eager" (launched one by one, because it was asked for or could not be captured: its
+            launches are in the time) or "host" (a rehearsal on the CPU).
     """
 
     median: float
@@ -57,8 +57,11 @@ class Turn(Protocol):
 class Timer(Protocol):
     """Makes contestants ready on some device."""
 
-    def prepare(self, session: Session, inputs: Sequence[Tensor], most_inputs: int) -> Turn:
-        """A contestant that draws from `inputs` in turn, of which it takes at most `most_inputs`."""
+    def prepare(self, session: Session, inputs: Sequence[Tensor], most_inputs: int, capture: bool = True) -> Turn:
+        """A contestant that draws from `inputs` in turn, of which it takes at most `most_inputs`.
+
+        With `capture` its calls are replayed as a graph, if they can be; else they are launched one by one.
+        """
 
 
 class CudaTimer:
@@ -73,12 +76,12 @@ class CudaTimer:
         self.stream = torch.cuda.Stream()
         self.elsewhere = torch.ones(sweep_bytes // 4, device=device)
 
-    def prepare(self, session: Session, inputs: Sequence[Tensor], most_inputs: int) -> Turn:
+    def prepare(self, session: Session, inputs: Sequence[Tensor], most_inputs: int, capture: bool = True) -> Turn:
         sweep = len(inputs) > most_inputs
         inputs = inputs[:most_inputs]
         rounds = max(1, _LEAST_CALLS // len(inputs)) if most_inputs >= _LEAST_CALLS else 1
         todo = [logits for _ in range(rounds) for logits in inputs]
-        graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph() if capture else None
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             for logits in todo[:2]:  # whatever is compiled, loaded or tuned on the first call
@@ -86,17 +89,15 @@ class CudaTimer:
                 session.draw()
             self.stream.synchronize()
             try:
-                _capture(graph, session, todo)
-            except (
-                Exception
-            ):  # a contestant may do in a call whatever it likes; what it cannot do in a graph shows here
+                if graph is not None:
+                    _capture(graph, session, todo)
+            except Exception:  # a contestant may do in a call what it likes; what it cannot do in a graph shows here
                 graph = None
                 torch.cuda.synchronize()
         return _CudaTurn(self, session, todo, graph, sweep)
 
 
-def _capture(graph: torch.cuda.CUDAGraph | None, session: Session, todo: Sequence[Tensor]) -> None:
-    assert graph is not None
+def _capture(graph: torch.cuda.CUDAGraph, session: Session, todo: Sequence[Tensor]) -> None:
     # Not `torch.cuda.graph`, which empties the allocator's cache on entry: with hundreds of graphs that takes seconds.
     graph.capture_begin()
     try:
@@ -144,7 +145,7 @@ class _CudaTurn:
 class HostTimer:
     """Times calls by the host's clock: for rehearsals without a GPU."""
 
-    def prepare(self, session: Session, inputs: Sequence[Tensor], most_inputs: int) -> Turn:
+    def prepare(self, session: Session, inputs: Sequence[Tensor], most_inputs: int, capture: bool = True) -> Turn:
         return _HostTurn(session, inputs[:most_inputs])
 
 

@@ -1,9 +1,9 @@
-"""vLLM's Triton kernel for top-k and top-p, with the softmax and the draw that vLLM runs after it.
+"""vLLM's mask of top-k and top-p, by its Triton kernel or by torch, with the softmax and the draw that vLLM runs after.
 
-From an installed vLLM, or from a copy of its file `vllm/v1/sample/ops/topk_topp_triton.py` that FASTSAMPLE_VLLM_TRITON
-names: vLLM itself need not be there. The copy gets stand-ins for the few helpers it imports. The newest versions import
-two files more, `jit_warmup.py` and `jit_warmup_triton_helper.py` of `vllm/model_executor/warmup`, which must stand
-where they stand in vLLM, seen from the copy.
+The kernel is from an installed vLLM, or from a copy of its file `vllm/v1/sample/ops/topk_topp_triton.py` that
+FASTSAMPLE_VLLM_TRITON names: vLLM itself need not be there. The copy gets stand-ins for the few helpers it imports. The
+newest versions import two files more, `jit_warmup.py` and `jit_warmup_triton_helper.py` of
+`vllm/model_executor/warmup`, which must stand where they stand in vLLM, seen from the copy.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.benchmarks.peers.base import Job, NotServedError, refuse_bfloat16, refuse_per_row
+from fastsample.benchmarks.peers.base import Job, NotServedError, refuse_bfloat16, refuse_mixed
 
 FILE_VARIABLE = "FASTSAMPLE_VLLM_TRITON"
 _MODULE = "vllm.v1.sample.ops.topk_topp_triton"
+_NATIVE = "vllm.v1.sample.ops.topk_topp_sampler"
 
 Apply = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-class VllmTritonSession:
+class VllmSession:
+    """Masks by `apply`, which is vLLM's, and draws as vLLM does."""
+
     def __init__(self, apply: Apply, job: Job) -> None:
         self.apply, self.work = apply, job.work
         self.top_k: Tensor | None = None
@@ -37,10 +40,11 @@ class VllmTritonSession:
 
     def load(self, logits: Tensor) -> None:
         self.logits = logits
-        if self.work.top_k and self.top_k is None:  # on the first call, which is never captured
-            self.top_k = torch.full((len(logits),), self.work.top_k, dtype=torch.int32, device=logits.device)
-        if self.work.top_p < 1 and self.top_p is None:
-            self.top_p = torch.full((len(logits),), self.work.top_p, device=logits.device)
+        if self.top_k is None and self.top_p is None:  # on the first call, which is never captured
+            batch, vocab = logits.shape
+            filters = self.work.filters(batch, vocab, logits.device)
+            self.top_k = filters.top_k if self.work.top_k else None
+            self.top_p = filters.top_p if self.work.top_p < 1 else None
 
     def draw(self) -> Tensor:
         # It masks in place. vLLM divides by the temperature in place as well, since its logits are its own.
@@ -67,12 +71,45 @@ class VllmTriton:
             return str(error)
         return None
 
-    def start(self, job: Job) -> VllmTritonSession:
-        refuse_per_row(self.label, job)
-        refuse_bfloat16(self.label, job)
-        if job.work.min_p or not (job.work.top_k or job.work.top_p < 1):
-            raise NotServedError("vLLM's kernel is for top_k and top_p")
-        return VllmTritonSession(load_kernel(), job)
+    def start(self, job: Job) -> VllmSession:
+        _refuse_all_but_filters(job)
+        return VllmSession(load_kernel(), job)
+
+
+class VllmNative:
+    """Where vLLM's Triton kernel does not run, vLLM masks by torch: a sort of every row."""
+
+    key = "vllm-native"
+    label = "vLLM, by torch"
+    package = "vllm"
+    note = (
+        "division by the temperature (or a copy, where it is 1), the mask that vLLM makes by torch operators with a "
+        "sort of every row, torch.softmax, and the draw by exponentials"
+    )
+
+    def missing(self) -> str | None:
+        try:
+            load_native()
+        except Exception as error:  # of an installed vLLM that does not go with this machine
+            return f"{_NATIVE} cannot be imported: {type(error).__name__}: {error}"
+        return None
+
+    def start(self, job: Job) -> VllmSession:
+        _refuse_all_but_filters(job)
+        return VllmSession(load_native(), job)
+
+
+def _refuse_all_but_filters(job: Job) -> None:
+    refuse_mixed(job)
+    refuse_bfloat16(job)
+    if job.work.min_p or not (job.work.top_k or job.work.top_p < 1):
+        raise NotServedError("vLLM's mask is for top_k and top_p")
+
+
+def load_native() -> Apply:
+    """`apply_top_k_top_p_pytorch` of an installed vLLM. Raises ImportError, or what vLLM raises, without one."""
+    apply: Apply = importlib.import_module(_NATIVE).apply_top_k_top_p_pytorch
+    return apply
 
 
 def load_kernel() -> Apply:

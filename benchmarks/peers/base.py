@@ -19,12 +19,20 @@ class NotServedError(Exception):
     """This sampler does not do this work; the message says why, for the list of what was skipped."""
 
 
+class Filters(NamedTuple):
+    """The filters of each row [batch]: top_k (int32, the vocabulary where there is none), top_p and min_p (float32)."""
+
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+
 class Work(NamedTuple):
     """The parameters of a draw, one set for the whole batch.
 
     Attributes:
         temperature, top_k, top_p, min_p: as `fastsample.sample` takes them.
-        half_neutral: every second row takes no filter and temperature 1, so that the parameters differ by row.
+        half_neutral: every second row takes no filter, so that the parameters differ by row.
         mixed: neighbouring rows take settings of their own, and the other attributes are not read.
     """
 
@@ -121,9 +129,16 @@ class Work(NamedTuple):
         }
         if not self.half_neutral:
             return parameters
-        neutral = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+        neutral = {"temperature": self.temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
         odd = torch.arange(batch) % 2 == 1
         return {name: torch.where(odd, neutral[name], value) for name, value in parameters.items()}
+
+    def filters(self, batch: int, vocab: int, device: torch.device) -> Filters:
+        """The filters as a tensor each, a number for each row, by which servers give them to their samplers."""
+        parameters = self.parameters(batch)
+        top_k, top_p, min_p = (torch.as_tensor(parameters[name]).expand(batch) for name in ("top_k", "top_p", "min_p"))
+        top_k = torch.where(top_k == 0, vocab, top_k).clamp(max=vocab)
+        return Filters(top_k.to(device, torch.int32), top_p.to(device, torch.float32), min_p.to(device, torch.float32))
 
 
 class Job(NamedTuple):
@@ -148,7 +163,7 @@ class Session(Protocol):
     """A sampler made ready for one job."""
 
     def load(self, logits: Tensor) -> None:
-        """Take over the logits of the next draw: [batch, vocab]. Not timed."""
+        """Take over the logits of the next draw: [batch, vocab]. Not timed on the CPU."""
 
     def draw(self) -> Sequence[int] | Tensor:
         """Draw a token of every row of the loaded logits. This is what is timed."""
@@ -166,8 +181,10 @@ class Peer(Protocol):
 
     key: str
     label: str
-    package: str
     note: str
+
+    @property
+    def package(self) -> str: ...
 
     def missing(self) -> str | None:
         """Why it cannot run here, or None."""
@@ -191,22 +208,32 @@ def cool(job: Job) -> None:
         torch.sum(_elsewhere())
 
 
+def version_of(package: str) -> str | None:
+    """The version of a distribution that is installed, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def missing_package(package: str) -> str | None:
     """Why a peer cannot run: its distribution is not installed. None if it is."""
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return f"the package {package} is not installed (make peers)"
-    return None
+    return None if version_of(package) else f"the package {package} is not installed (make peers)"
 
 
-def refuse_per_row(peer: str, job: Job) -> None:
+def refuse_per_row(job: Job) -> None:
     """Raises NotServedError for work whose parameters differ by row."""
     if job.work.per_row:
-        raise NotServedError(f"{peer} takes one set of parameters for the whole batch")
+        raise NotServedError("it takes one set of parameters for the whole batch")
 
 
-def refuse_bfloat16(peer: str, job: Job) -> None:
+def refuse_mixed(job: Job) -> None:
+    """Raises NotServedError for rows of which some are greedy, for peers that take filters by row."""
+    if job.work.mixed:
+        raise NotServedError("it takes filters by row, and no batch of which a part is greedy")
+
+
+def refuse_bfloat16(job: Job) -> None:
     """Raises NotServedError unless the logits are float32."""
     if job.dtype is not torch.float32:
-        raise NotServedError(f"{peer} takes float32 logits")
+        raise NotServedError("it takes float32 logits")

@@ -54,6 +54,6 @@ class HuggingFace:
         return missing_package(self.package)
 
     def start(self, job: Job) -> HuggingFaceSession:
-        refuse_per_row(self.label, job)
-        refuse_bfloat16(self.label, job)
+        refuse_per_row(job)
+        refuse_bfloat16(job)
         return HuggingFaceSession(job)

@@ -91,6 +91,6 @@ class LlamaCpp:
         return missing_package(self.package)
 
     def start(self, job: Job) -> LlamaCppSession:
-        refuse_per_row(self.label, job)
-        refuse_bfloat16(self.label, job)
+        refuse_per_row(job)
+        refuse_bfloat16(job)
         return LlamaCppSession(job)

@@ -104,8 +104,8 @@ class OnnxRuntimeGenAI:
         return missing_package(self.package) or missing_package("onnx")
 
     def start(self, job: Job) -> OnnxRuntimeGenAISession:
-        refuse_per_row(self.label, job)
-        refuse_bfloat16(self.label, job)
+        refuse_per_row(job)
+        refuse_bfloat16(job)
         if job.work.min_p:
             raise NotServedError("its generate_next_token() is not asked for min_p here")
         return OnnxRuntimeGenAISession(job)
