@@ -10,4 +10,4 @@ def missing(reason: str) -> NoReturn:
     """Skip the test, but not in CI: there everything is to be had, and what is missing was not tested."""
     if os.environ.get("CI"):
         pytest.fail(reason)
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)

@@ -88,6 +88,7 @@ def test_the_command_with_and_without_rich(
             "cuda",
             "draws agree",
             "flashinfer",
+            "sglang",
         ):
             assert word in text
     assert "backend reference: usable" in plain

@@ -12,5 +12,5 @@ def test_the_examples_run() -> None:
     assert len(blocks) >= 3
     names: dict[str, Any] = {}
     for block in blocks:
-        if "(model)" not in block:  # test_transformers.py runs that one
+        if "(model)" not in block:  # test_transformers_modes.py runs that line from docs/transformers.md
             exec(compile(block, str(README), "exec"), names)

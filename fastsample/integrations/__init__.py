@@ -7,7 +7,7 @@ needs no host and takes no time for one.
 from importlib import import_module
 from types import ModuleType
 
-_HOSTS = ("flashinfer", "transformers", "vllm")
+_HOSTS = ("flashinfer", "sglang", "transformers", "vllm")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -4,7 +4,7 @@ import sys
 from importlib import metadata
 from typing import NamedTuple
 
-from fastsample.integrations import vllm
+from fastsample.integrations import sglang, vllm
 
 
 class IntegrationStatus(NamedTuple):
@@ -47,6 +47,14 @@ def integration_statuses() -> dict[str, IntegrationStatus]:
             False,
             flashinfer is not None and flashinfer.is_installed(),
             "fastsample.integrations.flashinfer.install()",
+        ),
+        IntegrationStatus(
+            "sglang",
+            sglang.installed_version(),
+            True,
+            sglang.status() is None,
+            "installing fastsample beside SGLang",
+            "SGLang's processes",
         ),
         IntegrationStatus(
             "transformers",
