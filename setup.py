@@ -6,7 +6,8 @@ FASTSAMPLE_BUILD chooses what is compiled:
     cuda    both objects, or an error
     python  nothing
     built   nothing either: what an earlier build left in fastsample/ is packaged as it is
-The objects use torch's stable ABI, so one build serves every Python >= 3.10 and torch >= 2.10, with and without CUDA.
+The objects use torch's stable ABI and nothing of Python's, so one build serves every Python >= 3.10, free-threaded ones
+included, and torch >= 2.10, with and without CUDA.
 FASTSAMPLE_CUDA_ARCHS ("native", or numbers such as "80 90") restricts the GPUs that the CUDA object serves. CUDA_HOME,
 CXX, CXXFLAGS, NVCCFLAGS, LDFLAGS and MAX_JOBS are honoured.
 """
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -166,14 +168,17 @@ class BuildNative(build_ext):
             self.copy_file(str(folder / output.name), str(output))
 
 
+class TagWheel(bdist_wheel):
+    """Says that the wheel is for any Python; setuptools takes objects for extension modules, made for one."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 if MODE not in MODES:
     sys.exit(f"FASTSAMPLE_BUILD={MODE}: expected one of {', '.join(MODES)}")
 
 setup(
-    ext_modules=[
-        Extension(name, [BINDINGS[name]], py_limited_api=True, optional=MODE == "auto") for name in chosen_objects()
-    ],
-    cmdclass={"build_ext": BuildNative},
-    # A free-threaded Python has no limited API, and setuptools refuses the tag there.
-    options={} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"bdist_wheel": {"py_limited_api": "cp310"}},
+    ext_modules=[Extension(name, [BINDINGS[name]], optional=MODE == "auto") for name in chosen_objects()],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": TagWheel},
 )

@@ -1,4 +1,8 @@
 // The CPU implementations of the operators, for torch's dispatcher.
+#include <pthread.h>
+
+#include <atomic>
+
 #include "binding.h"
 #include "binding_requests.h"
 #include "cpu/batch.h"
@@ -8,7 +12,13 @@ namespace {
 
 using torch::stable::Tensor;
 
+// torch's threads are GNU OpenMP's. They do not come along when a process forks, and the child's first parallel region
+// waits for them for ever, in torch's own operators too. Nobody says whether there were any, so a child does without.
+std::atomic<bool> is_forked_child{false};
+const int registered = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
+
 Threads torch_threads() {
+  if (is_forked_child.load(std::memory_order_relaxed)) return {1, nullptr};
   return {static_cast<int64_t>(torch::stable::get_num_threads()),
           [](int64_t parts, Team::Body body, const void* context) {
             torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {

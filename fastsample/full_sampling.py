@@ -10,6 +10,7 @@ from fastsample import arguments, ops
 from fastsample.adjustments import ENTRIES_IGNORED, LogitsAdjustments, TokenLists, find_edits, normalise
 from fastsample.arguments import NO_EDITS, NO_FILTERS, NO_HISTORY, Edits, History, describe
 from fastsample.backends import select
+from fastsample.graph_breaks import outside_of_graphs
 from fastsample.invalid_rows import check_errors, raise_for_invalid_rows
 from fastsample.ops import Ops
 from fastsample.randomness import check_sources, generated, seeded
@@ -184,7 +185,7 @@ def sample_full(
         numbers = torch.empty((batch, NUMBERS), dtype=torch.int64, device=device)
     if history is not None and not torch.compiler.is_compiling():
         # As for `out` in `sample`: a backward that saved them is told that they have changed.
-        torch.autograd.graph.increment_version(tensor for tensor in recorded if tensor is not None)
+        torch.autograd.graph.increment_version([tensor for tensor in recorded if tensor is not None])
     edits, status = (NO_EDITS, None) if named is None else find_edits(chosen, rows, indices, batch, named)
     drawn = *filters, *randomness, replacement
     if named is None and history is None and raw is None and top_tokens is None and numbers is None:
@@ -233,7 +234,7 @@ def check_history(history: History, batch: int, vocab: int, device: torch.device
     return history
 
 
-@torch.compiler.disable(reason="kept_set=True looks at how many tokens were kept")
+@outside_of_graphs("kept_set=True looks at how many tokens were kept")
 def _kept(operators: Ops, logits: Tensor, indices: Tensor | None, edits: Edits, numbers: Tensor) -> TokenLists:
     offsets = torch.nn.functional.pad(numbers[:, 5].cumsum(dim=0), (1, 0))
     total = int(offsets[-1])  # synchronises

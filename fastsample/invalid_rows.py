@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsample.adjustments import ENTRIES_IGNORED, INVALID_PENALTY
 from fastsample.arguments import Filters
+from fastsample.graph_breaks import outside_of_graphs
 
 _NAMED_ROWS = 8
 
@@ -25,7 +26,7 @@ def check_errors(errors: Any, device: torch.device) -> None:
         raise RuntimeError('errors: "raise" looks at the tokens, which CUDA graph capture cannot; use "sentinel" there')
 
 
-@torch.compiler.disable(reason='errors="raise" looks at the tokens; in a compiled graph use errors="sentinel"')
+@outside_of_graphs('errors="raise" looks at the tokens; in a compiled graph use errors="sentinel"')
 def raise_for_invalid_rows(
     tokens: Tensor, logits: Tensor, indices: Tensor | None, filters: Filters, edit_status: Tensor | None = None
 ) -> None:

@@ -125,6 +125,10 @@ class RequestTensors:
             given["bitmask"] = self._masks.tensor
         return given
 
+    def entries_of_others(self, name: str, slot: int) -> int:
+        """How many entries all slots but one have in a field that is a list; 0 where its feature is not there."""
+        return self._lists[name][0].entries_of_others(slot) if name in self._lists else 0
+
     def put(self, slot: int, request: Request, changed: Iterable[str]) -> None:
         """Let a slot hold what `request` is given; of its fields those `changed` differ from what the slot holds."""
         fields = frozenset(changed)

@@ -1,7 +1,6 @@
 """`Sampler`: sampling for an engine, whose requests come, change and go between steps."""
 
-import heapq
-from collections import Counter
+import threading
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
@@ -33,7 +32,11 @@ class Sampler:
     `features` and does not flush: call `flush` before each replay, on the replay's stream. A warm-up advances the
     requests that have logits, so do it before the first is added.
 
-    A `Sampler` is not thread-safe: its calls must not overlap, and its steps belong on one stream.
+    Calls from several threads run one after another; the steps belong on one stream.
+
+    Ctrl-C, or whatever else raises in the middle of a call, leaves a `Sampler` in use: repeat an `add`, `update` or
+    `remove` that it ended. A step may have drawn and recorded tokens that nobody was handed. With
+    `update(slot, output_tokens=...)`, of what was handed out, a request's next step draws them again.
 
     Args:
         slots: how many requests there can be at once, at least 1.
@@ -83,10 +86,11 @@ class Sampler:
         select(backend, self.device)
         self._order: Literal["top_k_first", "min_p_first", "joint"] = order
         self._backend = backend
+        self._lock = threading.RLock()
+        # An exception can come between any two changes of these, so each change is one that may be repeated.
         self._requests: dict[int, Request] = {}
-        self._free = list(range(self.slots))  # a heap: low slots first, so that changes lie side by side
-        self._users: Counter[str] = Counter()  # how many requests use each feature
-        self._entries: Counter[str] = Counter()  # how much room the lists of all requests take, by argument
+        self._free = set(range(self.slots))
+        self._users: dict[str, set[int]] = {feature: set() for feature in self.features}  # the slots, by feature
         with torch.inference_mode(False):  # what is made in inference mode cannot be written outside of it
             self._tensors = RequestTensors(
                 self.slots, self.vocab, self.features, self.max_tokens, self.list_capacity, self.device
@@ -114,13 +118,18 @@ class Sampler:
         Raises:
             RuntimeError: every slot is taken.
         """
-        if not self._free:
-            raise RuntimeError(f"add: all {self.slots} slots are taken; remove a request, or make a larger Sampler")
-        slot = self._free[0]
-        self._write(slot, Request(), {"seed": None, **parameters}, Request._fields)
-        heapq.heappop(self._free)
-        self._tensors.begin(slot)
-        return slot
+        with self._lock:
+            if not self._free:
+                raise RuntimeError(f"add: all {self.slots} slots are taken; remove a request, or make a larger Sampler")
+            slot = min(self._free)  # low slots, so that changes lie side by side
+            try:
+                self._write(slot, Request(), {"seed": None, **parameters}, Request._fields)
+                self._tensors.begin(slot)
+                self._free.discard(slot)
+            except BaseException:  # also of Ctrl-C: the caller will not know of the slot
+                self._let_go(slot)
+                raise
+            return slot
 
     def update(self, slot: int, **parameters: Unpack[RequestParameters]) -> None:
         """Change some parameters of a request, from its next step on; the others stay.
@@ -130,16 +139,14 @@ class Sampler:
             parameters: as for `add`; `output_tokens` replace what it has drawn so far, and with it the offset. A
                 `bitmask` holds until the next one; those of all slots for one step are an argument of `step`.
         """
-        self._write(slot, self._request(slot), parameters, parameters.keys())
+        with self._lock:
+            self._write(slot, self._request(slot), parameters, parameters.keys())
 
     def remove(self, slot: int) -> None:
         """Let a request go; its slot is free. `add` with its `output_tokens` resumes it, in whichever slot."""
-        request = self._request(slot)
-        self._users.subtract(request.features)
-        self._entries.subtract(request.list_sizes)
-        del self._requests[slot]
-        heapq.heappush(self._free, slot)
-        self._tensors.end(slot)
+        with self._lock:
+            self._request(slot)
+            self._let_go(slot)
 
     def flush(self) -> int:
         """Copy to the device what has changed since the last flush; does not wait for it.
@@ -152,7 +159,8 @@ class Sampler:
         """
         if self._is_capturing():
             raise RuntimeError("flush: called during CUDA graph capture; call it before each replay instead")
-        return self._tensors.flush()
+        with self._lock:
+            return self._tensors.flush()
 
     def step(self, logits: Tensor, rows: Tensor | None = None, bitmask: Tensor | None = None) -> Tensor:
         """Draw the next token of each request that has logits, and record it.
@@ -203,36 +211,37 @@ class Sampler:
                 f"logits: got {describe(logits)}; accepted: {self.slots} rows, one a slot, or any number with `rows`"
             )
         of_step = check_bitmask("bitmask", bitmask, self.slots, self.vocab, self.device)
-        features = self.features
-        if not self._is_capturing():
-            features = frozenset(feature for feature, users in self._users.items() if users > 0)
-            self.flush()
-        indices = self._tensors.logits_rows
-        if rows is not None:
-            indices = torch.where(indices < 0, indices, rows)
-        adjustments = self._tensors.adjustments(features)
-        if of_step is not None:
-            own = adjustments.get("bitmask")
-            adjustments["bitmask"] = of_step if own is None else of_step[:, : own.shape[1]] & own
-        return sample_full(
-            logits,
-            self._tensors.parameter("temperature"),
-            self._tensors.parameter("top_k"),
-            self._tensors.parameter("top_p"),
-            self._tensors.parameter("min_p"),
-            raw_logprobs=raw_logprobs,
-            top_logprobs=top_logprobs,
-            top_logprobs_of=top_logprobs_of,
-            distribution=distribution,
-            kept_set=kept_set,
-            seed=self._tensors.parameter("seed"),
-            offset=self.lengths,
-            order=self._order,
-            indices=indices,
-            backend=self._backend,
-            history=self._tensors.history,
-            **adjustments,
-        )
+        with self._lock:
+            features = self.features
+            if not self._is_capturing():
+                features = frozenset(feature for feature, slots in self._users.items() if slots)
+                self.flush()
+            indices = self._tensors.logits_rows
+            if rows is not None:
+                indices = torch.where(indices < 0, indices, rows)
+            adjustments = self._tensors.adjustments(features)
+            if of_step is not None:
+                own = adjustments.get("bitmask")
+                adjustments["bitmask"] = of_step if own is None else of_step[:, : own.shape[1]] & own
+            return sample_full(
+                logits,
+                self._tensors.parameter("temperature"),
+                self._tensors.parameter("top_k"),
+                self._tensors.parameter("top_p"),
+                self._tensors.parameter("min_p"),
+                raw_logprobs=raw_logprobs,
+                top_logprobs=top_logprobs,
+                top_logprobs_of=top_logprobs_of,
+                distribution=distribution,
+                kept_set=kept_set,
+                seed=self._tensors.parameter("seed"),
+                offset=self.lengths,
+                order=self._order,
+                indices=indices,
+                backend=self._backend,
+                history=self._tensors.history,
+                **adjustments,
+            )
 
     def _is_capturing(self) -> bool:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -247,20 +256,29 @@ class Sampler:
         """Check what is given of a request, and put the fields `changed` where the next flush finds them."""
         try:
             after = before._replace(**check_parameters(given, self.vocab))
-            self._check_fits(before, after, changed)
+            self._check_fits(slot, after, changed)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} (slot {slot})") from None
         self._tensors.put(slot, after, changed)
         if after.prompt_tokens is not NO_TOKENS or after.output_tokens is not NO_TOKENS:
             # They can be long, and are on the device from now on.
             after = after._replace(prompt_tokens=NO_TOKENS, output_tokens=NO_TOKENS)
+        for feature, slots in self._users.items():
+            if feature in after.features:
+                slots.add(slot)
+            else:
+                slots.discard(slot)
         self._requests[slot] = after
-        self._users.subtract(before.features)
-        self._users.update(after.features)
-        self._entries.subtract(before.list_sizes)
-        self._entries.update(after.list_sizes)
 
-    def _check_fits(self, before: Request, request: Request, changed: Collection[str]) -> None:
+    def _let_go(self, slot: int) -> None:
+        """Let a slot be free, whatever it has."""
+        self._tensors.end(slot)
+        for slots in self._users.values():
+            slots.discard(slot)
+        self._free.add(slot)
+        self._requests.pop(slot, None)
+
+    def _check_fits(self, slot: int, request: Request, changed: Collection[str]) -> None:
         """Raise unless there is what the request needs, and room for its lists."""
         for feature in request.features - self.features:
             raise ValueError(
@@ -278,7 +296,7 @@ class Sampler:
         for name, size in request.list_sizes.items():
             if size == 0 or name not in changed:
                 continue
-            others = self._entries[name] - before.list_sizes[name]
+            others = self._tensors.entries_of_others(name, slot)
             if size + others > self.list_capacity:
                 raise ValueError(
                     f"{name}: got {size} entries, with {others} of other requests; accepted: at most list_capacity = "

@@ -3,6 +3,9 @@
 Nothing is copied when a value is put, only by `flush`, which says how many elements it has copied. A copy to a GPU
 does not wait for it: it is made from pinned memory that torch hands out anew only once the copy has ended, so that
 values may change again at once.
+
+KeyboardInterrupt can come between any two calls in here. A put that it ends may be repeated, and what it keeps a flush
+from finishing is done by the next: hence the order in which they change things.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,8 +45,8 @@ class SlotRows:
             self._cleared.discard(slot)
             self._changed[slot] = torch.as_tensor(row, dtype=self.tensor.dtype)
         elif slot not in self._cleared:
-            self._cleared.add(slot)
             self._changed[slot] = None
+            self._cleared.add(slot)
 
     def flush(self) -> int:
         """Bring the tensor up to date; returns the number of elements copied."""
@@ -115,7 +118,7 @@ class PackedLists:
         self._lengths = [len(entries) for entries in lists]
         self._sums = sums
         self._changed: set[int] = set()
-        self._grown = 0  # by how many entries, in all of what has changed
+        self._held_entries = sum(self._lengths)  # of all slots, at the last flush
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -126,16 +129,20 @@ class PackedLists:
         length = len(entries)
         if length == self._lengths[slot] and torch.equal(entries, self._lists[slot]):
             return
-        self._grown += length - self._lengths[slot]
-        self._lists[slot], self._lengths[slot] = entries, length
         self._changed.add(slot)
+        self._lists[slot], self._lengths[slot] = entries, length
+
+    def entries_of_others(self, slot: int) -> int:
+        """How many entries all slots but one have."""
+        return sum(self._lengths) - self._lengths[slot]
 
     def flush(self) -> int:
         """Bring the tensor up to date; returns the number of elements copied."""
         if not self._changed:
             return 0
         first, last = min(self._changed), max(self._changed)
-        moved = self._sums or self._grown != 0
+        held_entries = sum(self._lengths)
+        moved = self._sums or held_entries != self._held_entries
         packed = torch.cat(self._lists[first : None if moved else last + 1])
         begin = sum(self._lengths[:first])
         if self._sums:
@@ -146,8 +153,8 @@ class PackedLists:
         copied = 0
         if len(differ) > 0:
             part = slice(int(differ[0]), int(differ[-1]) + 1)
-            held[part] = packed[part]
             copied = copy(self.tensor[begin : begin + len(packed)][part], packed[part])
+            held[part] = packed[part]
+        self._held_entries = held_entries
         self._changed.clear()
-        self._grown = 0
         return copied

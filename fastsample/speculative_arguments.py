@@ -11,6 +11,7 @@ from torch import Tensor
 from fastsample import arguments, ops
 from fastsample.arguments import Filters, Randomness, describe
 from fastsample.backends import select
+from fastsample.graph_breaks import outside_of_graphs
 from fastsample.invalid_rows import check_errors
 from fastsample.ops import Ops
 from fastsample.randomness import check_sources, generated, seeded
@@ -145,7 +146,7 @@ def at_positions(randomness: Randomness, positions: Tensor) -> Randomness:
     )
 
 
-@torch.compiler.disable(reason='errors="raise" looks at the tokens; in a compiled graph use errors="sentinel"')
+@outside_of_graphs('errors="raise" looks at the tokens; in a compiled graph use errors="sentinel"')
 def raise_for_invalid_requests(accepted: Tensor, last_token: Tensor) -> None:
     """Raise a ValueError that names the requests whose last token (int64 [batch]) is -1. Synchronises a GPU."""
     invalid = (last_token < 0).nonzero().flatten()

@@ -11,6 +11,8 @@ from torch.distributions import Categorical
 import fastsample
 from fastsample import ops
 from fastsample.arguments import Filters
+from fastsample.graph_breaks import outside_of_graphs
+from subprocesses import run_python
 
 VOCAB = 67
 Tensors = tuple[Tensor, ...]
@@ -163,6 +165,35 @@ def test_numbers_and_batch_change(logits: Tensor) -> None:
     ):
         eager = fastsample.sample(many[:rows], temperature, top_k, seed=seed)
         assert torch.equal(compiled(many[:rows], temperature, top_k, seed), eager)
+
+
+def test_what_no_graph_can_hold_runs_beside_it_and_says_why() -> None:
+    compiling = []
+
+    @outside_of_graphs("it looks at a value")
+    def look(values: Tensor) -> Tensor:
+        compiling.append(torch.compiler.is_compiling())
+        return values * 2
+
+    def function(values: Tensor) -> Tensor:
+        return look(values + 1) + 1
+
+    values = torch.ones(2)
+    compiled = torch.compile(function, backend="aot_eager")
+    assert compiled(values).tolist() == [5.0, 5.0]
+    assert compiled(values).tolist() == [5.0, 5.0]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert compiled(values).tolist() == [5.0, 5.0]
+    assert compiling == [False] * 3
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="it looks at a value"):
+        torch.compile(function, backend="aot_eager", fullgraph=True)(values)
+
+
+def test_an_import_leaves_the_compiler_alone() -> None:
+    """It takes as long to import as torch itself, and imports Triton."""
+    code = "import fastsample, sys; print([name for name in ('torch._dynamo', 'triton') if name in sys.modules])"
+    assert run_python("-c", code) == "[]\n"
 
 
 def test_what_breaks_the_graph_still_works(logits: Tensor) -> None:

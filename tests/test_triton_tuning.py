@@ -67,8 +67,9 @@ def timer_that_prefers(wanted: Callable[[Division], bool]) -> Callable[[Callable
 
     def milliseconds(function: Callable[[], object]) -> float:
         function()
-        assert policy._forced is not None
-        return 1.0 if wanted(policy._forced) else 2.0
+        division = policy._forced.get()
+        assert division is not None
+        return 1.0 if wanted(division) else 2.0
 
     return milliseconds
 

@@ -7,6 +7,7 @@ request, and `choose` then takes the fastest.
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -63,8 +64,8 @@ def choose(
         has_top_p: whether there can be rows with top_p.
         device: where it is to run.
     """
-    if _forced is not None:
-        return _forced
+    if (division := _forced.get()) is not None:
+        return division
     default = by_default(vocab, rows, bytes_per_token, largest_k, multiprocessors_of(device))
     tuned = tuning.remembered(vocab, rows, bytes_per_token, largest_k, has_top_p, device)
     if tuned is None:
@@ -129,16 +130,14 @@ def multiprocessors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-_forced: Division | None = None
+_forced: ContextVar[Division | None] = ContextVar("_forced", default=None)
 
 
 @contextmanager
 def forced(division: Division) -> Iterator[None]:
-    """Have every call divided in one way, for this process; for tests and tuning."""
-    global _forced
-    before = _forced
-    _forced = division
+    """Have every call of this thread divided in one way; for tests and tuning."""
+    before = _forced.set(division)
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(before)

@@ -7,6 +7,7 @@ remembered changes how long a call takes, never its result.
 import functools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -155,7 +156,7 @@ def _remember(key: Key, division: Iterable[int]) -> None:
     path = file()
     path.parent.mkdir(parents=True, exist_ok=True)
     # A reader sees the old file or the new one, never half of it.
-    written = path.with_name(f"{path.name}.{os.getpid()}")
+    written = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     written.write_text(json.dumps(known, indent=1))
     written.replace(path)
     _known.cache_clear()

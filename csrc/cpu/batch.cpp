@@ -38,7 +38,10 @@ InstructionSet best_instruction_set() {
 #endif
 }
 
-std::atomic<int64_t> instruction_set_in_force{-1};
+// Asked once, as in a virtual machine each cpuid instruction traps (26 us, more than a top-k row takes); and when the
+// object is loaded, as a child forked in the middle of a first call would wait for ever for that call to have asked.
+const auto best_level = static_cast<int64_t>(best_instruction_set());
+std::atomic<int64_t> level_in_force{best_level};
 
 // Memory of one thread's rows, made on first use and kept; left unset, so that only what a row uses is ever paged in.
 class Scratch {
@@ -116,14 +119,8 @@ const Kernels& kernels() {
 }
 
 InstructionSet cap_instruction_set(int64_t cap) {
-  // Asked once: in a virtual machine each cpuid instruction traps (26 us, more than a top-k row takes).
-  static const auto best = static_cast<int64_t>(best_instruction_set());
-  int64_t in_force = instruction_set_in_force.load(std::memory_order_relaxed);
-  if (in_force < 0 || cap >= 0) {
-    in_force = cap < 0 ? best : std::min(cap, best);
-    instruction_set_in_force.store(in_force, std::memory_order_relaxed);
-  }
-  return static_cast<InstructionSet>(in_force);
+  if (cap >= 0) level_in_force.store(std::min(cap, best_level), std::memory_order_relaxed);
+  return static_cast<InstructionSet>(level_in_force.load(std::memory_order_relaxed));
 }
 
 void sample(const Batch& batch, const int64_t* indices, int64_t indices_stride, const BatchFilters& filters,

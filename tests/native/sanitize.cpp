@@ -102,6 +102,18 @@ void check_batch(const Case& c, const std::vector<Named>& kernels, Random& rando
       if (expected.empty()) expected = tokens;
       if (tokens != expected) fail(c, std::string("a batch by ") + named.name + " differs from scalar on one thread");
     }
+
+  std::vector<std::vector<int64_t>> drawn(3, std::vector<int64_t>(expected.size(), -7));
+  std::vector<std::thread> callers;
+  for (std::vector<int64_t>& tokens : drawn)
+    callers.emplace_back([&] {
+      sample(batch, indices.data(), 1, filters, randomness, c.replacement,
+             {tokens.data(), outputs, c.draws, c.draws, 1}, {2, run_on_threads});
+    });
+  cap_instruction_set(static_cast<int64_t>(kernels.front().set));  // a change in the middle of their calls
+  for (std::thread& caller : callers) caller.join();
+  for (const std::vector<int64_t>& tokens : drawn)
+    if (tokens != expected) fail(c, "a batch of one of several callers differs from that of one alone");
 }
 
 }  // namespace
