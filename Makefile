@@ -24,7 +24,7 @@ FORMATTED_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -nam
 # `make gpu` needs no .venv and downloads nothing: this Python has a torch with CUDA.
 GPU_PYTHON ?= python3
 
-.PHONY: help install test test-slow test-vllm triton-versions demo bench gpu gpu-peers peers peers-vllm lint format wheel clean distclean FORCE
+.PHONY: help install test test-slow test-vllm triton-versions demo bench end-to-end gpu gpu-peers peers peers-vllm lint format wheel clean distclean FORCE
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -87,6 +87,9 @@ demo: install  ## a real model generates text, with and without fastsample
 
 bench: install  ## the benchmark table
 	$(BIN)/fastsample bench $(ARGS)
+
+end-to-end: install  ## tokens per second of real models, without and with fastsample
+	$(BIN)/fastsample bench end-to-end $(ARGS)
 
 # From the checkout, so that the environment stays as it is; the program compiles the kernels itself, for this GPU alone.
 # The version is looked up in the package's metadata, which only setup.py writes.

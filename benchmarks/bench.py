@@ -38,14 +38,14 @@ _WHOLE = "full"  # the preset that on a GPU is the grid of the GPU command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `fastsample bench`, or `fastsample bench compare`.
+    """Run `fastsample bench`, `fastsample bench compare` or `fastsample bench end-to-end`.
 
     Args:
         arguments: the command line without "fastsample bench"; None takes it from `sys.argv`.
 
     Returns:
         The exit status: 1 if fastsample drew a wrong token, or a file cannot be used; 2 without the GPU that a backend
-        is timed on; else 0, whatever the speed. `compare` has its own.
+        is timed on; else 0, whatever the speed. `compare` and `end-to-end` have their own.
     """
     started = time.perf_counter()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -316,7 +316,8 @@ def _parser() -> argparse.ArgumentParser:
         "tensorrt-llm and real. With --backend triton or cuda: the grid or preset, the floor and the peers of the GPU "
         "command (make gpu), in 9 minutes on the GPU that is there; options about the CPU are refused, and without a "
         "GPU nothing is measured. What there was no time for is named; Ctrl-C keeps what was measured. "
-        "fastsample bench compare A.json B.json compares two runs.",
+        "fastsample bench compare A.json B.json compares two runs; fastsample bench end-to-end times real models in "
+        "generate, without and with fastsample.",
     )
     parser.add_argument(
         "--preset",

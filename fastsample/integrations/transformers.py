@@ -31,6 +31,7 @@ from fastsample.integrations.transformers_assisted import _get_candidate_generat
 from fastsample.integrations.transformers_chain import (
     PARAMETER_OF,
     FilterAndDraw,
+    ServedChain,
     logger,
     served_end,
     warn_once,
@@ -147,9 +148,7 @@ def _get_logits_processor(
     end = served_end(chain, PARAMETER_OF)
     # Where `generate` returns the scores of every step, its user must find ordinary tensors in them.
     keep_scores = bool(generation_config.return_dict_in_generate and generation_config.output_scores)
-    return LogitsProcessorList(
-        [*chain[:end], FilterAndDraw(chain[end:], KeptScores if keep_scores else DeferredScores)]
-    )
+    return ServedChain([*chain[:end], FilterAndDraw(chain[end:], KeptScores if keep_scores else DeferredScores)])
 
 
 def init_continuous_batching(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -96,6 +96,19 @@ def can_defer(scores: Tensor) -> bool:
     return False
 
 
+class ServedChain(LogitsProcessorList):
+    """A chain that ends with `FilterAndDraw`; where that is all of it, it is called at once.
+
+    transformers looks at the signature of every processor at every step. After a model's forward pass, which leaves
+    nothing of Python in the caches, that took a fifth of the time that sampling has for one row (0.12 ms).
+    """
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        if len(self) == 1 and isinstance(self[0], FilterAndDraw):  # transformers may have added to it since
+            return self[0](input_ids, scores)
+        return super().__call__(input_ids, scores, **kwargs)
+
+
 class FilterAndDraw(LogitsProcessor):
     """The end of a chain: takes the logits, returns deferred scores in place of those of the filters it replaces.
 
@@ -112,7 +125,7 @@ class FilterAndDraw(LogitsProcessor):
             **{name: getattr(warper, name) for name, warper in zip(names, replaced, strict=True)}
         )
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Tensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: Tensor) -> Tensor:
         if isinstance(scores, Deferred):  # an assistant model gets the main model's chain before its own
             scores.compute()
         if not can_defer(scores):
