@@ -2,11 +2,15 @@
 
 import contextlib
 import copy
+import functools
+import gc
 import importlib.util
 import io
 import logging
 import math
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +35,7 @@ from fastsample.benchmarks.model import load_model
 from fastsample.integrations import transformers as integration
 from fastsample.integrations.deferred import DeferredBatch, DeferredProbabilities, DeferredScores, SamplingParameters
 from fastsample.integrations.transformers import disable, enable, is_enabled
+from fastsample.integrations.transformers_chain import ServedChain
 from transformers_host import (
     EOS,
     PAD,
@@ -316,6 +321,105 @@ def test_the_context_manager_restores_what_was_there(model: LlamaForCausalLM) ->
     assert is_enabled(model), "it was enabled on entry"
 
 
+def test_blocks_of_several_threads_end_with_the_last_of_them(model: LlamaForCausalLM) -> None:
+    entered, may_leave = threading.Event(), threading.Event()
+
+    def other_thread() -> None:
+        with enable(model):
+            entered.set()
+            assert may_leave.wait(30)
+
+    thread = threading.Thread(target=other_thread)
+    with enable(model):
+        thread.start()
+        assert entered.wait(30)
+    assert is_enabled(model), "the other block is open"
+    may_leave.set()
+    thread.join()
+    assert not is_enabled(model)
+
+
+def test_blocks_and_calls_without_one(model: LlamaForCausalLM) -> None:
+    with enable(model):
+        with enable(model):
+            pass
+        assert is_enabled(model), "the outer block is open"
+        enable(model)
+    assert is_enabled(model), "enabled without a block as well"
+    disable(model)
+    assert not is_enabled(model)
+
+    with enable(model):
+        disable(model)
+        assert not is_enabled(model)
+        enable(model)
+    assert is_enabled(model), "enabled after what the block had done was undone"
+    disable(model)
+
+    twice = enable(model)
+    enable(model)
+    for _ in range(2):
+        with twice:
+            pass
+    assert is_enabled(model), "a block undoes its own call, once"
+
+    twin = copy.deepcopy(model)
+    with enable(twin):
+        pass
+    assert is_enabled(twin), "it was enabled on entry"
+
+
+NAMES = ["_get_logits_processor", "init_continuous_batching", "_get_candidate_generator"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_another_library_has_set_is_not_lost(model: LlamaForCausalLM, name: str) -> None:
+    theirs = functools.partial(getattr(type(model), name), model)
+    setattr(model, name, theirs)
+    with pytest.raises(TypeError, match=f"model: {name} of this LlamaForCausalLM were replaced by somebody else"):
+        enable(model)
+    disable(model)
+    assert [name for name in NAMES if name in vars(model)] == [name]
+    assert getattr(model, name) is theirs
+    delattr(model, name)
+    with enable(model):
+        assert is_enabled(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_disable_takes_off_what_is_ours_and_names_the_rest(
+    model: LlamaForCausalLM, warnings_of_fastsample: list[str], name: str
+) -> None:
+    enable(model)
+    ours = getattr(model, name)
+    theirs = functools.partial(ours)
+    setattr(model, name, theirs)
+    disable(model)
+    assert [name for name in NAMES if name in vars(model)] == [name]
+    assert getattr(model, name) is theirs
+    (message,) = warnings_of_fastsample
+    assert name in message
+    assert "disable(model) again" in message
+    setattr(model, name, ours)
+    disable(model)
+    assert not any(name in vars(model) for name in NAMES)
+
+
+def test_a_disabled_model_is_freed_at_once() -> None:
+    gc.disable()
+    try:
+        model = narrow_model()
+        enable(model)
+        with enable(model):
+            sampled(model)
+        disable(model)
+        seen = weakref.ref(model)
+        del model
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
 def test_a_failing_generate_leaves_the_model_enabled_and_usable(model: LlamaForCausalLM) -> None:
     class Fails(LogitsProcessor):
         def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -351,7 +455,32 @@ def test_other_models_stay_as_they_are(model: LlamaForCausalLM) -> None:
     other = copy.deepcopy(model)
     with enable(model):
         assert not is_enabled(other)
-        assert [type(warper) for warper in other._get_logits_processor(GenerationConfig(do_sample=True, top_p=0.5), 4)]
+        chain = other._get_logits_processor(GenerationConfig(do_sample=True, top_p=0.5), 4)
+        assert [type(warper) for warper in chain] == [TopPLogitsWarper]
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["before", "after"])
+def test_a_processor_that_is_inserted_into_the_chain_is_called(model: LlamaForCausalLM, place: int) -> None:
+    called_with = []
+
+    class Looks(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            called_with.append(scores)
+            return scores
+
+    logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
+    with enable(model):
+        chain = model._get_logits_processor(GenerationConfig(do_sample=True, top_p=0.5), 4)
+    assert (len(chain), type(chain)) == (1, ServedChain)
+
+    def drawn() -> list[int]:
+        torch.manual_seed(0)
+        return torch.multinomial(chain(PROMPT, logits).softmax(-1), 1)[:, 0].tolist()
+
+    alone = drawn()
+    chain.insert(place, Looks())
+    assert drawn() == alone
+    assert [type(scores) for scores in called_with] == [(Tensor, DeferredScores)[place]]
 
 
 def test_what_is_not_a_model_is_refused(model: LlamaForCausalLM) -> None:

@@ -1,7 +1,11 @@
 """Assisted generation: what is drafted is accepted or replaced by law section 8, whatever drafts it."""
 
 import copy
+import gc
 import logging
+import math
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,46 +171,101 @@ def test_an_assistant_that_is_the_model_has_every_draft_accepted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["assistant", "prompt lookup"])
-def test_the_distribution_is_that_of_sampling_without_an_assistant(way: str) -> None:
-    """4000 texts of two tokens, over the 16 pairs that a vocabulary of four leaves, against exact probabilities."""
+def test_the_distribution_is_that_of_sampling_without_an_assistant(
+    verifications: list[tuple[tuple[Any, ...], Verified]], way: str
+) -> None:
+    """2500 texts of four tokens, over those that a vocabulary of three and top-p leave, against exact probabilities."""
+    words, length, texts = 3, 4, 2500
     model = narrow_model()
     with torch.no_grad():
-        model.lm_head.weight[4:] = 0
-        model.lm_head.weight[:4] *= 0.05
+        model.lm_head.weight[words + 1 :] = 0
+        model.lm_head.weight[: words + 1] *= 0.05
     assistant = copy.deepcopy(model)
     with torch.no_grad():
         assistant.lm_head.weight[:4] = assistant.lm_head.weight[[1, 0, 3, 2]]
-    options: dict[str, Any] = {"assistant_model": assistant} if way == "assistant" else {"prompt_lookup_num_tokens": 2}
+    options: dict[str, Any] = {"assistant_model": assistant} if way == "assistant" else {"prompt_lookup_num_tokens": 3}
+    filters = {"temperature": 0.9, "top_p": 0.95}
     config = GenerationConfig(
-        do_sample=True, max_new_tokens=2, pad_token_id=PAD, suppress_tokens=list(range(4, VOCABULARY))
+        do_sample=True,
+        max_new_tokens=length,
+        pad_token_id=PAD,
+        suppress_tokens=list(range(words, VOCABULARY)),
+        **filters,
     )
-    prompt = torch.tensor([[1, 2, 3, 0, 1, 2]])
-
-    def probabilities(ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model(ids).logits[0, -1, :4].double().softmax(-1)
-
-    first = probabilities(prompt)
-    pairs = torch.stack(
-        [first[token] * probabilities(torch.cat([prompt, torch.tensor([[token]])], dim=1)) for token in range(4)]
-    )
-    counts = torch.zeros(4, 4, dtype=torch.float64)
+    prompt = torch.tensor([[1, 2, 0, 1, 2]])
+    probabilities = {(): 1.0}
+    for _ in range(length):
+        probabilities = {
+            (*text, token): of_text * float(of_token)
+            for text, of_text in probabilities.items()
+            for token, of_token in enumerate(
+                next_probabilities(model, torch.cat([prompt, torch.tensor([text]).long()], dim=1), words, filters)
+            )
+            if of_token > 0
+        }
+    counts = Counter[tuple[int, ...]]()
     torch.manual_seed(0)
     with enable(model), enable(assistant):
-        for _ in range(4000):
-            one, two = model.generate(prompt, generation_config=config, **options)[0, -2:].tolist()
-            counts[one, two] += 1
-    expected = pairs * counts.sum()
-    assert expected.min() > 5
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    assert statistic < 37.7  # chi-square of 15 degrees of freedom, p = 0.001
+        for _ in range(texts):
+            ids = model.generate(prompt, generation_config=config, **options)
+            counts[tuple(ids[0, -length:].tolist())] += 1
+    assert max(int(answer.accepted) for _, answer in verifications) > 1
+    assert set(counts) <= set(probabilities)
+    # Texts too rare to be counted alone are counted together.
+    often = [text for text, probability in probabilities.items() if probability * texts > 5]
+    expected = [probabilities[text] * texts for text in often]
+    counted = [counts[text] for text in often]
+    rest = texts - sum(expected)
+    if rest > 5:
+        expected, counted = [*expected, rest], [*counted, texts - sum(counted)]
+    assert len(expected) > 30
+    statistic = sum((count - mean) ** 2 / mean for count, mean in zip(counted, expected, strict=True))
+    degrees = len(expected) - 1
+    # The chi-square of p = 0.001, by the approximation of Wilson and Hilferty.
+    assert statistic < degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
+
+
+def next_probabilities(model: LlamaForCausalLM, ids: Tensor, words: int, filters: dict[str, Any]) -> Tensor:
+    """Of the first `words` tokens, the only ones that are allowed, by transformers' own filters."""
+    with torch.no_grad():
+        logits = model(ids).logits[:, -1]
+    logits[:, words:] = -torch.inf
+    return warped(logits, **filters)[0, :words].double().softmax(-1)
+
+
+@pytest.mark.parametrize("way", ["assistant", "prompt lookup"])
+def test_what_drafts_is_freed_with_the_call(
+    model: LlamaForCausalLM, assistant: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """An assistant's cache must not wait until Python looks for cycles."""
+    made: weakref.WeakSet[Any] = weakref.WeakSet()
+    count = 0
+
+    class Seen(type(model)):  # type: ignore[misc]
+        def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            generator = super()._get_candidate_generator(*args, **kwargs)
+            made.add(generator)
+            count += 1
+            return generator
+
+    model.__class__ = Seen
+    options: dict[str, Any] = {"assistant_model": assistant} if way == "assistant" else {"prompt_lookup_num_tokens": 3}
+    gc.disable()
+    try:
+        with enable(model), enable(assistant):
+            sampled(model, REPEATING, **options)
+        assert count == 1
+        assert len(made) == 0
+    finally:
+        gc.enable()
 
 
 def test_a_drafter_that_does_not_draw_is_compared_with_draws(model: LlamaForCausalLM) -> None:
     """Gemma 4's assistants take the most probable token: their scores are not what the drafts were drawn from."""
-    drafter = object.__new__(SinglePositionMultiTokenCandidateGenerator)
     ids, scores = torch.zeros(1, 5, dtype=torch.long), torch.zeros(1, 2, VOCABULARY)
-    drafter.get_candidates = lambda *_: (ids, scores)
+    name = SinglePositionMultiTokenCandidateGenerator.__name__  # by which it is known
+    drafter = type(name, (), {"get_candidates": lambda *_: (ids, scores)})()
 
     class WithSuchADrafter(type(model)):  # type: ignore[misc]
         def _get_candidate_generator(self, *_: object) -> Any:

@@ -221,20 +221,83 @@ def test_greedy_batches_are_untouched(model: LlamaForCausalLM, steps: list[Step]
     assert steps == []
 
 
-def test_a_manager_that_outlives_enable_samples_as_transformers_does(
-    model: LlamaForCausalLM, steps: list[Step]
-) -> None:
+def test_a_kept_manager_ends_with_what_it_was_made_under(model: LlamaForCausalLM, steps: list[Step]) -> None:
+    """With CUDA graphs it would replay what it captured, whether fastsample is on or off."""
     config = generation(temperature=0.7)
-    with enable(model):
+
+    def manager_kept_after_a_batch() -> Any:
         model.generate_batch(PROMPTS[:1], config, batching(), persistent_manager=True)
-    drawn = len(steps)
-    assert drawn == 6
-    model.generate_batch(PROMPTS[:1], config, batching(), persistent_manager=True)
-    assert len(steps) == drawn
+        return model._cached_continuous_batching_manager
+
+    plain = manager_kept_after_a_batch()
+    assert steps == []
     with enable(model):
-        model.generate_batch(PROMPTS[:1], config, batching(), persistent_manager=True)
-    assert len(steps) == 2 * drawn
+        ours = manager_kept_after_a_batch()
+        assert len(steps) == 6
+        assert ours is not plain
+        with enable(model):
+            assert manager_kept_after_a_batch() is ours, "nothing was turned on or off"
+        assert manager_kept_after_a_batch() is ours
+        assert len(steps) == 18
+    assert manager_kept_after_a_batch() not in (plain, ours)
+    assert len(steps) == 18
     model.destroy_cached_continuous_batching_manager()
+
+
+def test_a_manager_in_use_after_enable_samples_as_transformers_does(model: LlamaForCausalLM, steps: list[Step]) -> None:
+    with enable(model):
+        manager = model.init_continuous_batching(generation(temperature=0.7), batching())
+    manager.add_request(PROMPTS[0])
+    manager.start()
+    result = manager.get_result(timeout=30)
+    manager.stop()
+    assert result is not None
+    assert len(result.generated_tokens) == 6
+    assert steps == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": -1.0}, "temperature: got -1.0 for this request; accepted: at least 0"),
+        ({"temperature": float("nan")}, "temperature: got nan for this request; accepted: at least 0"),
+        ({"top_p": float("nan")}, "top_p: got nan for this request"),
+    ],
+    ids=str,
+)
+def test_a_bad_parameter_fails_its_own_request_alone(
+    model: LlamaForCausalLM, wrong: dict[str, float], message: str
+) -> None:
+    config = generation(temperature=0.7, top_p=0.9)
+    with enable(model):
+        manager = model.init_continuous_batching(config, batching(per_request_processors=True))
+        names = [
+            manager.add_request(prompt, **parameters)
+            for prompt, parameters in zip(PROMPTS, ({}, wrong, {}), strict=True)
+        ]
+        manager.start()
+        results = {}
+        while len(results) < len(names):
+            result = manager.get_result(timeout=30)
+            assert result is not None
+            results[result.request_id] = result
+        manager.stop()
+    first, failed, last = (results[name] for name in names)
+    assert message in failed.error
+    assert failed.generated_tokens == []
+    assert (first.error, last.error) == (None, None)
+    assert [len(first.generated_tokens), len(last.generated_tokens)] == [6, 6]
+
+
+def test_requests_are_checked_by_transformers_as_well(model: LlamaForCausalLM) -> None:
+    with enable(model):
+        config = generation(temperature=0.7)
+        ours = model.init_continuous_batching(config, batching(per_request_processors=True)).logit_processor
+        with pytest.raises(TypeError, match="temperature"):
+            ours.check_kwargs({"temperature": "hot"})
+        with pytest.raises(ValueError, match="temperature: got"):
+            ours.check_kwargs({"temperature": -1.0})
+    ours.check_kwargs({"temperature": -1.0})  # off, transformers decides
 
 
 # --- what is not served, or in part
@@ -290,14 +353,18 @@ def test_compiled_batching_is_transformers_own(model: LlamaForCausalLM, warnings
     assert "compiled" in message
 
 
-def test_a_manager_made_before_enable_stays_as_it_is(
+def test_a_manager_in_use_before_enable_stays_as_it_is(
     model: LlamaForCausalLM, steps: list[Step], warnings_of_fastsample: list[str]
 ) -> None:
     config = generation(temperature=0.7)
-    model.generate_batch(PROMPTS[:1], config, batching(), persistent_manager=True)
+    manager = model.init_continuous_batching(config, batching())
+    manager.start()
+    manager.add_request(PROMPTS[0])
+    assert manager.get_result(timeout=30) is not None
     with enable(model):
+        manager.stop(keep_for_next_session=True)
         for _ in range(2):
-            model.generate_batch(PROMPTS[:1], config, batching(), persistent_manager=True)
+            assert model.init_continuous_batching(config, batching()) is manager
     assert steps == []
     (message,) = warnings_of_fastsample
     assert "destroy_cached_continuous_batching_manager" in message

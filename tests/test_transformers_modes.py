@@ -4,7 +4,7 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from transformers import (
 import fastsample
 from fastsample.benchmarks.model import load_model
 from fastsample.integrations.transformers import disable, enable
+from fastsample.integrations.transformers_chain import can_defer
 from transformers_host import (
     EOS,
     PAD,
@@ -138,8 +139,28 @@ def test_scores_that_sample_does_not_take_are_transformers_own(
     with enable(model):
         for _ in range(2):
             assert torch.equal(sampled(model, **options).sequences, plain)
-    (message,) = warnings_of_fastsample
+        sampled(model, PROMPT.repeat(3, 1), **options)
+    (message,) = warnings_of_fastsample  # for batches of any size
     assert "torch.float64" in message
+
+
+@pytest.mark.parametrize(
+    ("of_rows", "reason"),
+    [
+        (lambda rows: torch.zeros(rows, 5, 2), "of 3 dimensions"),
+        (lambda rows: torch.zeros(rows, 5, dtype=torch.float64), "of torch.float64"),
+        (lambda rows: torch.zeros(1).expand(rows, 2**22 + 1), "of a vocabulary of 4194305 tokens, but of 1 to 4194304"),
+        (lambda rows: torch.zeros(rows, 0), "of a vocabulary of 0 tokens"),
+        (lambda rows: torch.zeros(rows, 5, requires_grad=True), "that require a gradient"),
+    ],
+)
+def test_each_reason_is_given_once_whatever_the_batch(
+    warnings_of_fastsample: list[str], of_rows: Callable[[int], Tensor], reason: str
+) -> None:
+    assert [can_defer(of_rows(rows)) for rows in (1, 2, 3)] == [False] * 3
+    (message,) = warnings_of_fastsample
+    assert reason in message
+    assert can_defer(torch.zeros(2, 5))
 
 
 # --- other ways through generate

@@ -14,7 +14,10 @@ their own.
 
 from __future__ import annotations
 
+import threading
 import types
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 try:
@@ -61,24 +64,42 @@ def enable(model: GenerationMixin) -> _Enabled:
             `peft_model.get_base_model()`.
 
     Returns:
-        A context manager for `with enable(model):`, whose end, also by an exception, leaves the model as it was before.
+        A context manager for `with enable(model):`, whose end, also by an exception, undoes this call: the model is
+        disabled by the last such block to end, in whichever thread, unless it was enabled without `with` as well.
         Without `with` the model stays enabled until `disable(model)`.
 
     Raises:
-        TypeError: `model` is not a transformers model that generates.
+        TypeError: `model` is not a transformers model that generates, or has other methods of its own where those of
+            fastsample would be set.
     """
     _check_model(model)
-    was_enabled = is_enabled(model)
+    with _lock:
+        was_enabled = is_enabled(model)
+        if not was_enabled:
+            if names := _replaced_by_others(model):
+                raise TypeError(
+                    f"model: {', '.join(names)} of this {type(model).__name__} were replaced by somebody else; undo "
+                    "that first"
+                )
+            # On the instance, so that no other model changes; bound methods, so that a copy of the model calls its own.
+            for method in _METHODS:
+                setattr(model, method.__name__, types.MethodType(method, model))
+            _calls_of[model] = _Calls()
+        # A copy of an enabled model is enabled, though nobody has called this for it.
+        calls = _calls_of.setdefault(model, _Calls(1))
+        calls.in_force += 1
     if not was_enabled:
-        # On the instance, so that no other model changes; bound methods, so that a copy of the model calls its own.
-        for method in _METHODS:
-            setattr(model, method.__name__, types.MethodType(method, model))
+        _destroy_kept_manager(model)
         logger.info("fastsample draws the tokens of this %s", type(model).__name__)
-    return _Enabled(model, was_enabled)
+    return _Enabled(model, calls)
 
 
 def disable(model: GenerationMixin) -> None:
     """Make `model.generate` sample as transformers does; nothing happens where `enable` had not been called.
+
+    It also ends what open `with enable(model):` blocks have turned on. Once an enabled model has had drafts to verify,
+    transformers' function `_speculative_sampling` stays wrapped for the rest of the process: what it is given by other
+    models goes to the original, unchanged.
 
     Args:
         model: a transformers model with `generate`.
@@ -87,9 +108,10 @@ def disable(model: GenerationMixin) -> None:
         TypeError: `model` is not a transformers model that generates.
     """
     _check_model(model)
-    if is_enabled(model):
-        for method in _METHODS:
-            delattr(model, method.__name__)
+    with _lock:
+        was_enabled = _switch_off(model)
+    if was_enabled:
+        _destroy_kept_manager(model)
 
 
 def is_enabled(model: GenerationMixin) -> bool:
@@ -101,22 +123,71 @@ def is_enabled(model: GenerationMixin) -> bool:
     Returns:
         True between `enable(model)` and `disable(model)`.
     """
-    return getattr(vars(model).get(_get_logits_processor.__name__), "__func__", None) is _get_logits_processor
+    return _is_ours(model, _get_logits_processor)
+
+
+class _Calls:
+    """How many calls of `enable` are in force for a model: without `with`, or with a block that has not ended."""
+
+    def __init__(self, in_force: int = 0) -> None:
+        self.in_force = in_force
 
 
 class _Enabled:
-    """What `enable` returns: leaving the `with` block restores what the model had on entry."""
+    """What `enable` returns: leaving the `with` block undoes that one call."""
 
-    def __init__(self, model: GenerationMixin, was_enabled: bool) -> None:
+    def __init__(self, model: GenerationMixin, calls: _Calls) -> None:
         self._model = model
-        self._was_enabled = was_enabled
+        self._calls: _Calls | None = calls
 
     def __enter__(self) -> GenerationMixin:
         return self._model
 
     def __exit__(self, *exception: object) -> None:
-        if not self._was_enabled:
-            disable(self._model)
+        calls, self._calls = self._calls, None
+        if calls is None:
+            return
+        with _lock:
+            calls.in_force -= 1
+            # After disable(model) inside of the block, the calls in force now are later ones.
+            is_last = calls.in_force == 0 and _calls_of.get(self._model) is calls
+            was_enabled = is_last and _switch_off(self._model)
+        if was_enabled:
+            _destroy_kept_manager(self._model)
+
+
+_lock = threading.Lock()  # for the calls, and for what is set on a model
+_calls_of: weakref.WeakKeyDictionary[Any, _Calls] = weakref.WeakKeyDictionary()
+
+
+def _is_ours(model: GenerationMixin, method: Callable[..., Any]) -> bool:
+    return getattr(vars(model).get(method.__name__), "__func__", None) is method
+
+
+def _replaced_by_others(model: GenerationMixin) -> list[str]:
+    return [method.__name__ for method in _METHODS if method.__name__ in vars(model) and not _is_ours(model, method)]
+
+
+def _switch_off(model: GenerationMixin) -> bool:
+    """Take what is ours off the model, under the lock; whether there was anything."""
+    calls = _calls_of.pop(model, None)
+    ours = [method for method in _METHODS if _is_ours(model, method)]
+    for method in ours:
+        delattr(model, method.__name__)
+    was_enabled = calls is not None or len(ours) > 0
+    if was_enabled and (names := _replaced_by_others(model)):
+        warn_once(
+            f"fastsample could not be taken off this {type(model).__name__}: somebody else has replaced "
+            f"{', '.join(names)} after enable(model); undo that, then call disable(model) again"
+        )
+    return was_enabled
+
+
+def _destroy_kept_manager(model: Any) -> None:
+    # It may have captured a draw in CUDA graphs, whose replay asks nobody whether fastsample is on. Called without the
+    # lock, since a manager that is running finishes its requests first.
+    if destroy := getattr(model, "destroy_cached_continuous_batching_manager", None):
+        destroy()
 
 
 def _check_model(model: object) -> None:

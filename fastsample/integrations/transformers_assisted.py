@@ -8,6 +8,7 @@ class, and that function is replaced by one that knows the mark and otherwise ca
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -47,14 +48,18 @@ def _get_candidate_generator(model: Any, generation_config: GenerationConfig, *a
         warn_once(f"fastsample does not know this transformers (without {_HOOK}): transformers verifies the drafts")
     else:
         _replace_verification()
-        generator.get_candidates = _marking(generator.get_candidates, type(generator).__name__ != _GREEDY_DRAFTER)
+        generator.get_candidates = _marking(generator, type(generator).__name__ != _GREEDY_DRAFTER)
     return generator
 
 
-def _marking(get_candidates: Callable[..., Any], are_drawn: bool) -> Callable[..., Any]:
+def _marking(generator: Any, are_drawn: bool) -> Callable[..., Any]:
+    # The generator holds what is returned here. If that held the generator, its cache would stay until Python collects
+    # cycles.
+    get_candidates, owner = type(generator).get_candidates, weakref.ref(generator)
+
     @functools.wraps(get_candidates)
     def marked(*args: Any, **kwargs: Any) -> tuple[Tensor, _DraftScores]:
-        token_ids, scores = get_candidates(*args, **kwargs)
+        token_ids, scores = get_candidates(owner(), *args, **kwargs)
         if scores is None or not are_drawn:
             # Not None, as in prompt lookup: transformers would then draw by itself.
             scores = token_ids.new_empty((1, 0, 0), dtype=torch.float32)

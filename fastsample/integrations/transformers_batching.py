@@ -7,6 +7,7 @@ are checked and their tensors filled by transformers' code, and that applies the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,8 @@ def serve(manager: ContinuousBatchingManager, is_on: Callable[[], bool]) -> None
 
     Args:
         manager: a new one, or one that the model keeps; with do_sample.
-        is_on: whether to draw by the law, asked at every step: a manager may be kept when `enable` has ended.
+        is_on: whether to draw by the law, as a manager may be in use when `enable` has ended; asked at every step that
+            is not the replay of a CUDA graph.
     """
     if isinstance(manager.logit_processor, _DeferringList):
         return
@@ -60,6 +62,18 @@ class _DeferringList(ContinuousBatchingLogitsProcessorList):
         self.do_processing = True  # also with no filter at all, for the draw
         self._is_on = is_on
         self._end = served_end(self.logits_processor, _PARAMETER_OF)
+
+    def check_kwargs(self, kwargs: dict[str, Any]) -> None:
+        """Called for each new request: an error here fails that one, a later error all that share a step."""
+        super().check_kwargs(kwargs)
+        if not self._is_on():
+            return
+        if "temperature" in kwargs and not kwargs["temperature"] >= 0:
+            raise ValueError(f"temperature: got {kwargs['temperature']} for this request; accepted: at least 0")
+        if "top_p" in kwargs and math.isnan(kwargs["top_p"]):
+            raise ValueError(
+                "top_p: got nan for this request; accepted: a number, of which 1 and above keep every token"
+            )
 
     def __call__(self, input_ids: torch.LongTensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
         if not self._is_on():
@@ -94,6 +108,5 @@ def _values(name: str, tensor: Tensor) -> Tensor:
     if name == "top_k":
         return tensor
     values = tensor.view(torch.float32)
-    # Nobody has checked what a request gave. Outside [0, 1] transformers keeps one token, or all; here the row would be
-    # invalid, and fail every request of the step.
+    # Outside [0, 1] transformers keeps one token, or all; here the row would be invalid.
     return values.clamp(0.0, 1.0) if name == "top_p" else values

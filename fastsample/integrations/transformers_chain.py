@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from fastsample.arguments import LOGITS_DTYPES, MAX_VOCAB
 from fastsample.integrations.deferred import Deferred, DeferredScores, SamplingParameters
 
 # Below transformers' own name, so that its handler shows these lines and its verbosity decides which.
@@ -38,13 +39,10 @@ PARAMETER_OF: dict[type, str] = dict(
 )
 _OTHER_WARPERS = (TopHLogitsWarper, TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWarper)
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_LARGEST_VOCABULARY = 2**22  # law section 1
-
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Log a warning, the first time that it is given in this process."""
+    """Log a warning, the first time that it is given in this process, which remembers it: few must be possible."""
     logger.warning(message)
 
 
@@ -87,12 +85,17 @@ def _rank(processor: Any, parameter_of: Mapping[type, str]) -> int | None:
 
 def can_defer(scores: Tensor) -> bool:
     """Whether `fastsample.sample` takes these scores; where not, a warning says so."""
-    if scores.dim() == 2 and scores.dtype in _DTYPES and 1 <= scores.shape[1] <= _LARGEST_VOCABULARY:
-        return not scores.requires_grad
-    warn_once(
-        f"fastsample does not serve scores of {scores.dtype} and shape {list(scores.shape)}, but [batch, vocab] of "
-        f"float32, float16 or bfloat16 with a vocabulary up to {_LARGEST_VOCABULARY}: transformers samples these"
-    )
+    if scores.dim() != 2:
+        reason = f"of {scores.dim()} dimensions, but of two, [batch, vocab]"
+    elif scores.dtype not in LOGITS_DTYPES:
+        reason = f"of {scores.dtype}, but of float32, float16 or bfloat16"
+    elif not 1 <= scores.shape[1] <= MAX_VOCAB:
+        reason = f"of a vocabulary of {scores.shape[1]} tokens, but of 1 to {MAX_VOCAB}"
+    elif scores.requires_grad:
+        reason = "that require a gradient (call it under torch.no_grad())"
+    else:
+        return True
+    warn_once(f"fastsample does not serve scores {reason}: transformers samples these")
     return False
 
 
