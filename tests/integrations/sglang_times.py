@@ -1,13 +1,11 @@
-"""How long SGLang's sampler takes with and without fastsample, on rows of a real model, on one thread:
+"""How long SGLang's sampler takes with and without fastsample, by turns, on rows of a real model, on one thread:
 
     OMP_NUM_THREADS=1 .venv/bin/python tests/integrations/sglang_times.py
 
 SGLang's is its PyTorch backend, the one that runs on a CPU.
 """
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -26,11 +24,11 @@ except PackageNotFoundError:
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang_batches import Request, batch_of, output_of
+from times import Call, Pair, origin, row
 
 from fastsample.integrations import sglang
 
 ROWS = Path(__file__).parents[1] / "data" / "real_logits.npz"
-SECONDS = 2.0
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -42,19 +40,17 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def seconds(forward: Callable[..., Tensor], logits: Tensor, parameters: dict[str, Any], logprobs: int | None) -> float:
-    """The median time of a call. Each gets a fresh copy, since SGLang writes it; copying is not timed."""
-    batch = batch_of([Request(**parameters) for _ in range(logits.shape[0])], logits.shape[1])
-    sampler, info, positions, none = Sampler(), batch.for_step(), batch.positions(), [None] * logits.shape[0]
-    top = [logprobs or 0] * logits.shape[0]
-    times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(times) < 6 or time.perf_counter() < end:
-        output = output_of(logits)
-        begin = time.perf_counter()
-        forward(sampler, output, info, logprobs is not None, top, none, positions)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+def pair_of(shape: torch.Size, parameters: dict[str, Any], logprobs: int | None) -> Pair:
+    """SGLang's sampler and the hooked one for a batch of like requests. Each call gets a fresh copy of the logits."""
+    rows, vocabulary = shape
+    batch = batch_of([Request(**parameters) for _ in range(rows)], vocabulary)
+    sampler, info, positions = Sampler(), batch.for_step(), batch.positions()
+    asked = logprobs is not None, [logprobs or 0] * rows, [None] * rows
+
+    def call_of(forward: Callable[..., Tensor]) -> Call:
+        return Call(output_of, lambda output: forward(sampler, output, info, *asked, positions))
+
+    return Pair(call_of(Sampler.forward.__wrapped__), call_of(Sampler.forward))
 
 
 def main() -> None:
@@ -68,12 +64,8 @@ def main() -> None:
     for name, parameters, logprobs in settings:
         for batch in (1, 8, 32):
             logits = real.repeat(-(-batch // real.shape[0]), 1)[:batch]
-            taken = [
-                seconds(forward, logits, parameters, logprobs)
-                for forward in (Sampler.forward.__wrapped__, Sampler.forward)
-            ]
-            print(f"| {name} | {batch} | {taken[0] * 1e3:.3g} | {taken[1] * 1e3:.3g} | {taken[0] / taken[1]:.3g} |")
-            sys.stdout.flush()
+            print(row(name, logits, pair_of(logits.shape, parameters, logprobs)), flush=True)
+    print(origin(__file__, ".venv/bin/python", "sglang"))
 
 
 if __name__ == "__main__":

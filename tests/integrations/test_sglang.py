@@ -442,6 +442,41 @@ def test_requests_without_a_seed_draw_from_torchs_generator() -> None:
         assert any(step[0] != step[2] for step in runs[0])
 
 
+def test_the_samples_of_one_request_differ(fresh_log: pytest.LogCaptureFixture) -> None:
+    """SGLang makes n requests of one with n > 1, which share its seed and its positions."""
+    logits = logits_of(1).expand(3, -1)
+
+    def runs(**parameters: Any) -> list[list[list[int]]]:
+        batch = batch_of([Request(sampling_seed=7, **parameters) for _ in range(3)])
+        drawn = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            drawn.append([ours(logits, batch).tokens for _ in range(4)])
+        return drawn
+
+    three = runs(n=3)
+    assert three[0] == three[1] != three[2]
+    assert all(len(set(step)) > 1 for step in three[0])
+    warned = (
+        "fastsample passes over the seed of requests with n > 1, whose n samples SGLang gives one seed: "
+        "send n requests with a seed each"
+    )
+    assert lines(fresh_log).count(("WARNING", warned)) == 1
+    fresh_log.clear()
+    expected = fastsample.sample(logits, order="joint", seed=torch.tensor([7] * 3), offset=torch.tensor([2] * 3))
+    assert runs(n=1) == [[expected.tolist()] * 4] * 3
+    assert lines(fresh_log) == []
+
+
+def test_under_deterministic_inference_they_are_as_equal_as_sglangs(fresh_log: pytest.LogCaptureFixture) -> None:
+    """The seeds on the device are SGLang's, which do not say of which request they are."""
+    with sglang_host.server(deterministic=True):
+        batch = batch_of([Request(sampling_seed=7, n=3) for _ in range(3)])
+        tokens = ours(logits_of(1).expand(3, -1), batch).tokens
+    assert tokens == tokens[:1] * 3
+    assert [level for level, _ in lines(fresh_log)] == ["INFO"]
+
+
 def test_frequencies_of_unseeded_rows() -> None:
     batch = batch_of([Request(top_k=3, sampling_seed=1 if row == 9 else None) for row in range(10)])
     logits = torch.full((10, VOCABULARY), -10.0)
@@ -568,6 +603,26 @@ def test_rows_that_nothing_can_be_drawn_from(greedy: bool, monkeypatch: pytest.M
     assert (tokens[0], tokens[2], tokens[3]) == (healthy[0], healthy[2], healthy[3])
 
 
+class WithoutNan(CustomLogitProcessor):
+    """A user's processor that takes each NaN out."""
+
+    def __call__(self, logits: Tensor, custom_param_list: list[dict[str, Any]] | None = None) -> Tensor:
+        return logits.nan_to_num_(nan=-1.0)
+
+
+@pytest.mark.parametrize("each", [ours, theirs])
+def test_a_nan_is_noticed_before_a_processor_takes_it_out(
+    each: Callable[..., Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of([Request(top_k=1, processor=WithoutNan.to_str(), custom_params={})])
+    logits = logits_of(1)
+    logits[0, 3] = math.nan
+    assert each(logits, batch).tokens == [logits.nan_to_num(nan=-1.0).argmax().item()]
+    monkeypatch.setenv("SGLANG_ENABLE_NAN_LOGITS_CHECK", "1")
+    with pytest.raises(RuntimeError, match="NaN detected! sampler: next_token_logits"):
+        each(logits, batch)
+
+
 def test_tokens_are_agreed_on_among_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is a grammar SGLang takes the smallest token of all ranks; the kept tokens then say so."""
 
@@ -621,6 +676,23 @@ def test_on_policy_batches_are_left_to_sglang(sglang_calls: list[int], fresh_log
     assert drawn[0].tokens == drawn[1].tokens == drawn[2].tokens
     assert torch.equal(drawn[0].output.next_token_logprobs, drawn[2].output.next_token_logprobs)
     assert lines(fresh_log) == [("WARNING", "fastsample leaves every batch to SGLang under --rl-on-policy-target")]
+
+
+class AlwaysFive(Sampler):
+    """A user's, as `register_sampler_backend` takes it: SGLang's `forward` around a draw of its own."""
+
+    def _sample_from_probs(self, probs: Tensor, *arguments: Any) -> tuple[Tensor, None]:
+        return torch.full((probs.shape[0],), 5, dtype=torch.int32), None
+
+
+def test_a_sampler_of_another_class_is_left_alone(fresh_log: pytest.LogCaptureFixture) -> None:
+    batch = batch_of([Request(top_k=20) for _ in range(3)])
+    for _ in range(2):
+        output = output_of(logits_of(3))
+        tokens = AlwaysFive().forward(output, batch.for_step(), False, [0] * 3, [None] * 3, batch.positions())
+        assert tokens.tolist() == [5, 5, 5]
+    warned = "fastsample leaves every batch to AlwaysFive, which is not SGLang's own sampler"
+    assert lines(fresh_log) == [("WARNING", warned)]
 
 
 def test_batches_that_no_kernel_takes_are_left_to_sglang(

@@ -129,7 +129,10 @@ def test_the_status_says_what_stands_in_the_way(monkeypatch: pytest.MonkeyPatch)
     assert integration_statuses()["sglang"].summary == summary.format("on")
     monkeypatch.setenv("SGLANG_PLUGINS", "another")
     assert integration.status() == "SGLANG_PLUGINS=another does not name fastsample"
-    for allowed in ("another, fastsample", "", " "):
+    for nothing in (" ", ",", " , "):
+        monkeypatch.setenv("SGLANG_PLUGINS", nothing)
+        assert integration.status() == f"SGLANG_PLUGINS={nothing} does not name fastsample"
+    for allowed in ("another, fastsample", ""):
         monkeypatch.setenv("SGLANG_PLUGINS", allowed)
         assert integration.status() is None
     monkeypatch.setenv(VARIABLE, "0")

@@ -16,10 +16,7 @@ from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from torch import Tensor
 
 import fastsample
-from fastsample.arguments import MAX_VOCAB
 from fastsample.integrations.sglang import plugin, say_on, seeds
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def register_hooks() -> None:
@@ -66,6 +63,7 @@ def forward(
             **named,
         )
     say_on()
+    host.maybe_detect_nan(logits, "sampler: next_token_logits")
     logits = sampler._preprocess_logits(logits, sampling_info)
     if logprob_logits is not None:
         logprob_logits = sampler._preprocess_logits(logprob_logits, sampling_info)
@@ -87,13 +85,16 @@ def forward(
 
 
 def _serves(sampler: host.Sampler, logits: Tensor) -> bool:
-    if logits.shape[0] == 0 or not 1 <= logits.shape[1] <= MAX_VOCAB or logits.dtype not in _DTYPES:
+    # By its module, since a plugin of SGLang's may put another class under the name of SGLang's.
+    if type(sampler).__module__ != host.__name__:
+        plugin.warn_once(f"leaves every batch to {type(sampler).__name__}, which is not SGLang's own sampler")
         return False
     if sampler.rl_on_policy_target is not None:
         # Its tokens and log-probabilities are those of bfloat16 logits divided in bfloat16, as its trainer has them.
         plugin.warn_once("leaves every batch to SGLang under --rl-on-policy-target")
         return False
-    return plugin.serves(logits.device.type)
+    # SGLang's ranks take part in steps that have no request of theirs.
+    return logits.shape[0] > 0 and plugin.serves(logits)
 
 
 def _filters(sampling_info: SamplingBatchInfo) -> dict[str, Any]:

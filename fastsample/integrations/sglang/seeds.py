@@ -1,7 +1,8 @@
 """The seeds of a batch's requests, which SGLang hands its sampler only under --enable-deterministic-inference.
 
 A request with a seed draws from (its seed, its position in the sequence), so that neither its batch nor its row
-matters; one without draws from torch's generator.
+matters; one without draws from torch's generator. Of a request with n > 1 SGLang makes n that have one seed and no
+number of their own: they would draw the same tokens, so they draw as if without one.
 """
 
 from collections.abc import Sequence
@@ -10,13 +11,16 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+from sglang.srt.sampling.sampling_params import SamplingParams
 from torch import Tensor
+
+from fastsample.integrations.sglang import plugin
 
 _ATTRIBUTE = "_fastsample_seeds"
 
 
 class RowSeeds:
-    """The seed of each row of a batch, None for a request without; never changed."""
+    """The seed of each row of a batch, None for a request without; its values never change."""
 
     def __init__(self, values: Sequence[int | None]) -> None:
         self.values = tuple(values)
@@ -78,7 +82,19 @@ def _values(sampling_info: SamplingBatchInfo, batch: int) -> Sequence[int | None
 
 
 def _made(_result: None, sampling_info: SamplingBatchInfo, batch: Any, vocab_size: int) -> None:
-    _keep(sampling_info, [request.sampling_params.sampling_seed for request in batch.reqs])
+    # With SGLang's own seeds on the device, `words` does not ask for these.
+    if sampling_info.sampling_seed is None:
+        _keep(sampling_info, [_seed(request.sampling_params) for request in batch.reqs])
+
+
+def _seed(parameters: SamplingParams) -> int | None:
+    if parameters.sampling_seed is not None and parameters.n > 1:
+        plugin.warn_once(
+            "passes over the seed of requests with n > 1, whose n samples SGLang gives one seed: "
+            "send n requests with a seed each"
+        )
+        return None
+    return parameters.sampling_seed
 
 
 def _filtered(
