@@ -3,6 +3,7 @@
 Prints the parameters of every public function of `flashinfer.sampling`, as JSON.
 """
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -29,35 +30,41 @@ logging.getLogger("fastsample").setLevel(logging.INFO)
 PROBS = torch.tensor([[0.1, 0.0, 0.9], [0.5, 0.5, 0.0]])
 
 
-def is_ours() -> bool:
+def check_that_all_is_ours() -> None:
     import flashinfer
     import flashinfer.sampling
     import flashinfer.sampling as named
     from flashinfer import top_p_sampling_from_probs
     from flashinfer.sampling import softmax
 
-    answers = {
-        named is flashinfer.sampling is sys.modules["flashinfer.sampling"] is importlib.import_module(named.__name__),
-        softmax is ours.softmax,
-        flashinfer.softmax is ours.softmax,
-        top_p_sampling_from_probs is ours.top_p_sampling_from_probs,
-        flashinfer.sampling.top_k_renorm_prob is ours.top_k_renorm_probs,
-        flashinfer.sampling.chain_speculative_sampling is fastsample.chain_speculative_sampling,
-        ours.is_installed(),
-        integration_statuses()["flashinfer"].on,
-    }
-    first, *others = answers
-    if others:
-        assert answers == {True, False}
-        assert named is flashinfer.sampling
-        return False
-    return first
+    assert named is flashinfer.sampling is sys.modules["flashinfer.sampling"]
+    assert importlib.import_module("flashinfer.sampling") is named
+    assert softmax is flashinfer.softmax is ours.softmax
+    assert top_p_sampling_from_probs is ours.top_p_sampling_from_probs
+    assert flashinfer.sampling.top_k_renorm_prob is ours.top_k_renorm_probs
+    assert flashinfer.sampling.chain_speculative_sampling is fastsample.chain_speculative_sampling
+    assert ours.is_installed()
+    assert integration_statuses()["flashinfer"].on
+
+
+def held_by_flashinfer() -> dict[str, dict[str, object]]:
+    """Every name that is in the package, and in its module of sampling, with what it stands for."""
+    return {name: dict(vars(sys.modules[name])) for name in ("flashinfer", "flashinfer.sampling")}
+
+
+def check_that_nothing_is_ours() -> None:
+    assert not ours.is_installed()
+    assert not integration_statuses()["flashinfer"].on
+    of_ours = {id(value) for value in vars(ours).values() if getattr(value, "__module__", None) == ours.__name__}
+    assert id(ours.softmax) in of_ours
+    for module, names in held_by_flashinfer().items():
+        assert [name for name, value in names.items() if id(value) in of_ours] == [], module
 
 
 assert "flashinfer" not in sys.modules
 assert not ours.is_installed()
 ours.install()  # FlashInfer was never imported
-assert is_ours()
+check_that_all_is_ours()
 version = fastsample.integrations.status.integration_statuses()["flashinfer"].version
 assert lines == [f"fastsample stands in for flashinfer.sampling (of FlashInfer {version})"], lines
 ours.install()
@@ -74,7 +81,7 @@ assert callable(flashinfer.single_decode_with_kv_cache)
 assert not hasattr(flashinfer.sampling, "no_such_function")
 
 ours.uninstall()
-assert not ours.is_installed()
+check_that_nothing_is_ours()
 real = sys.modules["flashinfer.sampling"]
 assert flashinfer.sampling is real
 assert real.softmax is flashinfer.softmax
@@ -86,15 +93,15 @@ assert len(lines) == 2
 # FlashInfer is imported by now, and a user holds the module and a function of it: the module's functions become ours,
 # the function that was taken out of it stays FlashInfer's.
 held_module, held = flashinfer.sampling, flashinfer.sampling.softmax
-theirs = dict(vars(held_module))
+theirs = held_by_flashinfer()
 ours.install()
-assert is_ours()
+check_that_all_is_ours()
 assert held_module.softmax is ours.softmax is not held
 assert held_module.top_k_sampling_from_probs(PROBS, 1).tolist() == [2, 0]
-assert held_module.get_sampling_module is theirs["get_sampling_module"]
+assert held_module.get_sampling_module is theirs["flashinfer.sampling"]["get_sampling_module"]
 ours.uninstall()
-assert not is_ours()
-assert vars(held_module) == theirs
+check_that_nothing_is_ours()
+assert held_by_flashinfer() == theirs
 
 # A FlashInfer of other parameters.
 del lines[:]

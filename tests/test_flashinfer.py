@@ -374,6 +374,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": 1, "offset": torch.zeros(4).long()}, ValueError, r"offset: got a tensor of shape \[4\].*\[6\]"),
     ({"seed": 1.5}, TypeError, "seed: got 1.5"),
     ({"generator": 3}, TypeError, "generator: got 3"),
+    ({"seed": 1, "generator": "x"}, TypeError, "generator: got 'x'"),
     ({"top_k": 2.5}, TypeError, "top_k: got 2.5"),
     ({"top_p": 1.5}, ValueError, "top_p: got 1.5"),
     ({"min_p": -0.5}, ValueError, "min_p: got -0.5"),
@@ -608,6 +609,42 @@ def test_chain_speculative_sampling_takes_seeds_as_the_others_do() -> None:
     assert chain(draft, drafted, invalid, seed=1, offset=2)[0][0].tolist() == [-1, -1, -1, -1]
 
 
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"draft_probs": None}, TypeError, "^draft_probs: got None"),
+        ({"draft_probs": torch.ones(2, 3, 5).long()}, TypeError, r"^draft_probs: got .*int64.*\[batch, n, vocab\]"),
+        ({"draft_probs": torch.ones(2, 5)}, ValueError, r"^draft_probs: got a tensor of shape \[2, 5\]"),
+        ({"draft_probs": torch.ones(2, 4, 5)}, ValueError, r"^draft_probs: got shape \[2, 4, 5\]; .* \[2, 3, 5\]"),
+        ({"draft_probs": torch.ones(2, 3, 6)}, ValueError, r"^draft_probs: got shape \[2, 3, 6\]; .* \[2, 3, 5\]"),
+        ({"draft_token_ids": torch.zeros(2, 3)}, TypeError, "^draft_token_ids: got dtype torch.float32"),
+        ({"draft_token_ids": torch.zeros(1, 3).int()}, ValueError, r"^draft_token_ids: got .*\[1, 3\].* \[2, any\]"),
+        (
+            {"draft_token_ids": torch.zeros(2, 4).int()},
+            ValueError,
+            r"^draft_token_ids: got shape \[2, 4\]; .* \[2, 3\]",
+        ),
+        ({"target_probs": [0.5]}, TypeError, r"^target_probs: got \[0.5\]"),
+        ({"target_probs": torch.ones(2, 4)}, ValueError, r"^target_probs: got .*\[batch, n \+ 1, vocab\]"),
+        ({"target_probs": torch.ones(2, 0, 5)}, ValueError, r"^target_probs: got shape \[2, 0, 5\].*n at least 0"),
+        ({"target_probs": torch.ones(2, 4, 5, device="meta")}, ValueError, "^target_probs: got a tensor on meta"),
+        ({"generator": "x"}, TypeError, "^generator: got 'x'"),
+        ({"generator": "x", "seed": 1}, TypeError, "^generator: got 'x'"),
+    ],
+    ids=str,
+)
+def test_bad_chains(changed: dict[str, Any], error: type[Exception], message: str) -> None:
+    """Errors have the names of this function's arguments, which are not those of `verify_chain`."""
+    given = {
+        "draft_probs": torch.ones(2, 3, 5),
+        "draft_token_ids": torch.zeros(2, 3, dtype=torch.int32),
+        "target_probs": torch.ones(2, 4, 5),
+    }
+    fi.chain_speculative_sampling(**given, seed=1)
+    with pytest.raises(error, match=message):
+        fi.chain_speculative_sampling(**(given | changed))
+
+
 def test_get_seed_and_offset() -> None:
     generator = torch.Generator().manual_seed(3)
     first, second = (fi.get_seed_and_offset(4, generator) for _ in range(2))
@@ -617,6 +654,8 @@ def test_get_seed_and_offset() -> None:
     assert fi.get_seed_and_offset(4) == first
     assert fi.get_seed_and_offset(4, device=torch.device("cpu")) == second
     assert all(0 <= number < 2**63 for number in (*first, *second))
+    with pytest.raises(TypeError, match="generator: got 'x'"):
+        fi.get_seed_and_offset(4, "x")  # type: ignore[arg-type]
 
 
 # --- install

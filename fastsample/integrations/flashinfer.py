@@ -32,6 +32,8 @@ from torch import Tensor
 from fastsample import arguments, ops, transforms
 from fastsample.integrations.flashinfer_arguments import (
     check_counter,
+    checked_chains,
+    checked_generator,
     checked_order,
     checked_rows,
     filters_of_outputs,
@@ -411,15 +413,11 @@ def chain_speculative_sampling(
         [batch].
 
     Raises:
-        TypeError, ValueError: as `verify_chain`, whose names for the first three are draft, draft_tokens and target.
+        TypeError, ValueError: a bad argument.
 
     Source: FlashInfer's documentation; Chen et al. 2023; docs/law.md, sections 5 and 8.
     """
-    # FlashInfer takes float64 as well, and rounds it.
-    draft, target = (
-        rows.float() if isinstance(rows, Tensor) and rows.dtype is torch.float64 else rows
-        for rows in (draft_probs, target_probs)
-    )
+    draft, drafted, target = checked_chains(draft_probs, draft_token_ids, target_probs)
     for name, counter in (
         ("maybe_output_accepted_token_num", maybe_output_accepted_token_num),
         ("maybe_output_emitted_draft_token_num", maybe_output_emitted_draft_token_num),
@@ -427,13 +425,13 @@ def chain_speculative_sampling(
         check_counter(name, counter, target)
     verified = verify_chain(
         target,
-        draft_token_ids,
+        drafted,
         draft,
         target_probabilities=True,
         draft_probabilities=True,
         seed=shared(seed),
         offset=shared(offset),
-        generator=generator if seed is None else None,
+        generator=checked_generator(generator, seed),
     )
     return (
         verified.tokens.to(torch.int32),
@@ -458,8 +456,12 @@ def get_seed_and_offset(
     Returns:
         (seed, offset), each from 0 to 2^63 - 1.
 
+    Raises:
+        TypeError: a generator that is none.
+
     Source: docs/law.md, section 4.
     """
+    generator = checked_generator(generator, None)
     place = device if generator is None else generator.device
     seed, offset = torch.empty(2, dtype=torch.int64, device=place).random_(generator=generator).tolist()
     return seed, offset
@@ -567,6 +569,7 @@ def _draw(
         batch = source.shape[0]
     normalised = filters_of_outputs(*filters, order, rows, source)
     seed, offset = shared(seed), shared(offset)
+    generator = checked_generator(generator, seed)
     if seed is None:
         check_sources(None, offset, None, generator, device)
         randomness = generated(generator, ops.compiled, device)

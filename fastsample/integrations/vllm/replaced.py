@@ -7,6 +7,11 @@ from typing import Any
 class Replaced:
     """One attribute of a class or a module.
 
+    Not a `StandIn` (stand_in.py), whose functions do without those that they replace and are another's to call even
+    after they were taken out. Ours hands on what it does not serve, so it has to know what it replaced; and a patch
+    that somebody put over it goes on calling it, so that it can only be switched off, and is never placed a second
+    time: what it would then replace is that patch, and each would call the other.
+
     Attributes:
         on: whether ours is to do its work; where not, it hands a call on to `theirs`.
         theirs: what stood there before.

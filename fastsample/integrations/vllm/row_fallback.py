@@ -1,6 +1,6 @@
 """Rows that need what fastsample lacks: which they are, and vLLM's own sampler run on them alone."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -8,21 +8,31 @@ import torch
 from torch import Tensor
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, LogitsProcessor, LogitsProcessors
-from vllm.v1.sample.logits_processor.builtin import MinTokensLogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import (
+    LogitBiasLogitsProcessor,
+    MinPLogitsProcessor,
+    MinTokensLogitsProcessor,
+)
 from vllm.v1.sample.metadata import SamplingMetadata
 
-from fastsample.integrations.vllm.whole_batch import any_of_unknown_rows
+from fastsample.integrations.vllm.requests import SeededOutputs
 
 
-def rows_for_vllm(metadata: SamplingMetadata, lengths: dict[int, int], batch: int) -> set[int]:
+def rows_for_vllm(metadata: SamplingMetadata, lengths: dict[int, int], batch: int, by_vllm_first: bool) -> set[int]:
     """The rows of a batch that vLLM has to sample.
 
     They are requests with a seed, but an output of unknown length; with a thinking budget; with a logits processor of
-    their own; and with a minimum length and a grammar, where vLLM lifts a ban that leaves nothing. But for the first,
-    there are none where vLLM changes the logits of the whole batch (whole_batch.py).
+    their own; and with a minimum length and a grammar, where vLLM lifts a ban that leaves nothing.
+
+    Args:
+        metadata: of the batch.
+        lengths: of the outputs of requests with a seed, by row, where they are known.
+        batch: how many rows.
+        by_vllm_first: whether vLLM changes the logits of the whole batch (whole_batch.py), which leaves it no rows but
+            those of the first kind.
     """
     rows = {row for row in metadata.generators if row not in lengths}
-    if not any_of_unknown_rows(metadata.logitsprocs.all):
+    if not by_vllm_first:
         holder = metadata.thinking_budget_state_holder
         if holder is not None:
             rows |= set(holder._state)
@@ -105,8 +115,24 @@ def _metadata_of(metadata: SamplingMetadata, rows: list[int], index: Tensor, bat
 
 
 def _concerns(processor: LogitsProcessor, rows: Container[int]) -> bool:
-    """Whether a processor may change one of the rows. One that does not is not run: it may count its calls."""
-    return not isinstance(processor, AdapterLogitsProcessor) or any(row in rows for row in processor.req_info)
+    """Whether a processor may change one of the rows.
+
+    One that does not is not run: a user's may count its calls, and any is run on a copy of the whole batch.
+    """
+    changed: Iterable[int]
+    if type(processor) is SeededOutputs:
+        return False
+    if type(processor) is MinPLogitsProcessor:
+        return processor.min_p_count > 0
+    if type(processor) is LogitBiasLogitsProcessor:
+        changed = processor.biases
+    elif type(processor) is MinTokensLogitsProcessor:
+        changed = processor.min_toks
+    elif isinstance(processor, AdapterLogitsProcessor):
+        changed = processor.req_info
+    else:
+        return True
+    return any(row in rows for row in changed)
 
 
 class _Spread:

@@ -16,7 +16,6 @@ from vllm.v1.sample.sampler import Sampler
 
 import fastsample
 from fastsample.adjustments import LogitsAdjustments
-from fastsample.arguments import MAX_VOCAB
 from fastsample.integrations.vllm import batch as of_batch
 from fastsample.integrations.vllm import plugin, say_on
 from fastsample.integrations.vllm.logprobs import in_one_pass, logprobs_of
@@ -27,7 +26,6 @@ from fastsample.integrations.vllm.whole_batch import any_of_unknown_rows, proces
 
 # What vLLM's own draw takes from a generator on a GPU, and takes back for a token that it throws away.
 _OFFSET_OF_A_DRAW = 4
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def install() -> None:
@@ -55,17 +53,18 @@ def forward(
 
     The token after accepted drafts, which belongs to vLLM's verification, is left to vLLM.
     """
-    served = logits.dtype in _DTYPES and 1 <= logits.shape[1] <= MAX_VOCAB and plugin.serves(logits.device.type)
-    lengths = of_batch.output_lengths(sampling_metadata)
-    left = rows_for_vllm(sampling_metadata, lengths, logits.shape[0])
-    ours = replaced_forward.on and served and not predict_bonus_token and len(left) < logits.shape[0]
-    if not ours:
-        output: SamplerOutput = replaced_forward.theirs(
-            self, logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
-        )
-        return output
-    say_on()
-    return _Step(self, logits, sampling_metadata, lengths, left, logprobs_mode_override or self.logprobs_mode).output()
+    if replaced_forward.on and not predict_bonus_token and plugin.serves(logits):
+        by_vllm_first = any_of_unknown_rows(sampling_metadata.logitsprocs.all)
+        lengths = of_batch.output_lengths(sampling_metadata)
+        left = rows_for_vllm(sampling_metadata, lengths, logits.shape[0], by_vllm_first)
+        if len(left) < logits.shape[0]:
+            say_on()
+            mode = logprobs_mode_override or self.logprobs_mode
+            return _Step(self, logits, sampling_metadata, lengths, left, mode, by_vllm_first).output()
+    output: SamplerOutput = replaced_forward.theirs(
+        self, logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
+    )
+    return output
 
 
 # On the class: the model runner has imported the name by the time that plugins are loaded.
@@ -90,10 +89,11 @@ class _Step:
         lengths: dict[int, int],
         left: set[int],
         mode: str,
+        by_vllm_first: bool,
     ) -> None:
         self.sampler = sampler
         self.raw = logits
-        if any_of_unknown_rows(metadata.logitsprocs.all):
+        if by_vllm_first:
             logits, metadata = processed(sampler, logits, metadata)
         self.logits = logits
         self.metadata = metadata
