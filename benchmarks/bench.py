@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import shlex
 import sys
 import time
@@ -18,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastsample import backends, doctor
 
-from . import compare, end_to_end, features_run, json_files, machine, markdown, memory, report, rows
+from . import compare, end_to_end, end_to_end_results, features_run, json_files, machine, markdown, memory, report, rows
 from .check import WrongTokensError
 from .gpu import bench as gpu_bench
 from .gpu.contestants import PEERS as GPU_PEERS
@@ -26,14 +25,15 @@ from .gpu.options import Axes
 from .gpu.parts import BUDGET as GPU_BUDGET
 from .grid import DTYPES, GOAL_BATCHES, GOAL_VOCAB, PRESETS, Plan
 from .peers import PEERS
-from .peers.base import Work
+from .peers.base import Work, version_of
 from .results import PeerStatus, Results, load, save
 from .run import Runner
+from .timing import COOLING_MIB
 
 _MIB = 2**20
 _FEATURES_BUDGET = 120
 _ON_A_GPU = ("cuda", "triton")
-_OF_THE_CPU = ("threads", "rotate", "real_logits", "memory", "plot")
+_OF_THE_CPU = ("threads", "rotate", "cold", "real_logits", "memory", "plot")
 _WHOLE = "full"  # the preset that on a GPU is the grid of the GPU command
 
 
@@ -83,6 +83,9 @@ def _show_file(options: argparse.Namespace, console: Console, errors: Console) -
         content = json_files.read(options.show)
         if "parts" in content:
             return gpu_bench.show(options.show, options.markdown, options.plot)
+        if "decoding" in content:
+            end_to_end.present(end_to_end_results.load(options.show), options.markdown, console)
+            return 0
         if "measured" in content or options.features:
             features_run.show(features_run.load(options.show), console)
             return 0
@@ -181,7 +184,9 @@ def _features(options: argparse.Namespace, given: list[str], console: Console, e
             def on_setting(label: str, done: int, total: int) -> None:
                 progress.update(task, description=label, completed=done, total=total, refresh=True)
 
-            results = features_run.run(settings, options.backend, budget, options.rotate, real, command, on_setting)
+            results = features_run.run(
+                settings, options.backend, budget, options.rotate, options.cold, real, command, on_setting
+            )
     except (OSError, WrongTokensError, rows.NoRowsError) as error:
         return _failed(errors, str(error))
     features_run.save(results, options.out)
@@ -221,6 +226,7 @@ def _measure(options: argparse.Namespace, given: list[str], started: float, cons
         load_average=round(load_average, 2),
         used_by_others=round(used_by_others, 3),
         rotated_mib=options.rotate,
+        cold=options.cold,
         rows_made=_rows_made(plan, real),
         peers={key: _status(key) for key in plan.peers},
     )
@@ -303,7 +309,7 @@ def _rows_made(plan: Plan, real: rows.RealLogits) -> dict[str, str]:
 def _status(key: str) -> PeerStatus:
     peer = PEERS[key]
     missing = peer.missing()
-    version = None if missing else importlib.metadata.version(peer.package)
+    version = None if missing else version_of(peer.package)
     return PeerStatus(peer.label, version, peer.note, missing)
 
 
@@ -372,6 +378,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MIB",
         help="memory that the inputs of a setting go round in, at least (default: %(default)s, past the L2 cache; "
         "an L3 cache may hold them, as it holds what a model has just written; 0 takes the same batch again and again)",
+    )
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help=f"as a model's forward pass leaves the caches: {COOLING_MIB} MiB of other memory is read before each draw "
+        "of every contestant",
     )
     parser.add_argument("--real-logits", type=Path, nargs="+", metavar="FILE", help=".npz with an array 'logits'")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=None, help="measure memory as well")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -25,9 +25,11 @@ from rich.text import Text
 from . import end_to_end_results, features_run, rows
 from . import results as cpu_results
 from .features import FEATURES
+from .features_run import FeatureResults
 from .gpu import results as gpu_results
 from .peers.base import Work
 from .report import microseconds, ratio
+from .results import Results
 from .timing import ROUNDS
 
 # Fewer were not made in every turn, and two or three calls tell no spread.
@@ -233,7 +235,7 @@ def _of_the_cpu(path: Path) -> Run:
         for key, peer in one.peers.items():
             times[Row(setting, one.work.label, read.peers[key].label, False)] = Spread(*peer)
     versions = {peer.label: peer.version for peer in read.peers.values() if peer.version}
-    facts = {**read.machine, **versions, **read.rows_made, **_options(read.backend, read.rotated_mib)}
+    facts = {**read.machine, **versions, **read.rows_made, **_options(read)}
     return Run("sampling on the CPU", "p10 - p90", read.date, read.command, facts, read.warnings, times)
 
 
@@ -248,7 +250,7 @@ def _of_features(path: Path) -> Run:
         for contestant, measured in (("fastsample", one.features), ("Hugging Face", one.hugging_face)):
             for key, spread in measured.items():
                 times[Row(setting, labels.get(key, key), contestant, contestant == "fastsample")] = Spread(*spread)
-    facts = {**read.machine, **_options(read.backend, read.rotated_mib)}
+    facts = {**read.machine, **_options(read)}
     return Run("the features of requests (--features)", "p10 - p90", read.date, read.command, facts, [], times)
 
 
@@ -281,8 +283,8 @@ def _of_the_gpu(path: Path) -> Run:
     return Run("sampling on a GPU", "p20 - p80", read.date, read.command, facts, unmeasured, times)
 
 
-def _options(backend: str, rotated_mib: int) -> dict[str, Any]:
-    return {"--backend": backend, "--rotate": str(rotated_mib)}
+def _options(read: Results | FeatureResults) -> dict[str, str]:
+    return {"--backend": read.backend, "--rotate": str(read.rotated_mib), "--cold": "yes" if read.cold else "no"}
 
 
 def _differing(before: Run, after: Run) -> list[str]:

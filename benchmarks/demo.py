@@ -63,17 +63,17 @@ def measure(generation: Generation, temperature: float, steps: dict[int, int], c
     runs: Runs = {}
     chosen = methods(temperature)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    # Seldom redrawn, since drawing takes time from what is measured.
-    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
+    # Drawn between the runs only, since drawing takes time from what is measured.
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
         task = progress.add_task("", total=2 * len(chosen) * sum(steps.values()))
         for batch, count in steps.items():
-            progress.update(task, description=f"batch {batch}, warming up")
+            progress.update(task, description=f"batch {batch}, warming up", refresh=True)
             generation.run(chosen["plain"], batch, 2, True)
             for name, options in chosen.items():
-                progress.update(task, description=f"batch {batch}, {name}")
                 for with_fastsample in (False, True):
-                    run = generation.run(options, batch, count, with_fastsample, lambda: progress.advance(task))
-                    runs[batch, name, with_fastsample] = run
+                    progress.update(task, description=f"batch {batch}, {name}", refresh=True)
+                    runs[batch, name, with_fastsample] = generation.run(options, batch, count, with_fastsample)
+                    progress.advance(task, count)
     return runs
 
 

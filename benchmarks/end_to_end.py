@@ -58,11 +58,16 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError, ModelUnavailableError, WrongTokensError, _MissingPackageError) as error:
         errors.print(str(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
         return 1
-    if options.markdown:
+    present(results, options.markdown, console)
+    return 0
+
+
+def present(results: EndToEnd, in_markdown: bool, console: Console) -> None:
+    """Print a run, for documentation or for a terminal."""
+    if in_markdown:
         print(end_to_end_report.markdown(results))
     else:
         end_to_end_report.show(results, console)
-    return 0
 
 
 class _MissingPackageError(Exception):
@@ -147,7 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokens", type=_at_least(2), default=TOKENS, metavar="N", help="written in a turn (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=_at_least(1), metavar="N", help="of torch (default: its own choice)")
+    parser.add_argument(
+        "--threads", type=_at_least(1), metavar="N", help="of torch, one number for a run (default: its own choice)"
+    )
     parser.add_argument("--budget", type=_at_least(1), metavar="SECONDS", help="for the whole run")
     parser.add_argument(
         "--out", type=Path, default=Path("fastsample-end-to-end.json"), metavar="FILE", help="JSON to write"

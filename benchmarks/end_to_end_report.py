@@ -10,11 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .end_to_end_results import GOAL, EndToEnd, Measured
-from .report import microseconds, ratio
+from .report import microseconds
 
 _WAYS = ("before", "after")
-# How far the medians of the rest, where both ways of sampling do the same, may be apart in a run to be trusted.
-_TOLERANCE = 0.1
 _COLUMNS = ("tokens/s", "sampling", "of the step")
 
 
@@ -77,30 +75,37 @@ def notes(results: EndToEnd) -> Iterator[str]:
         "in greedy search), so with the filters, the softmax and the draw on both sides. Greedy search, which "
         "fastsample leaves to transformers, is there to compare with."
     )
-    pairs = [(one.before, one.after) for one in results.decoding if one.after is not None]
-    if pairs:
-        rest = sorted(after.rest.median / before.rest.median for before, after in pairs)
-        alike = rest[0] >= 1 - _TOLERANCE and rest[-1] <= 1 + _TOLERANCE
+    moved = [one.moved for one in results.decoding if one.moved is not None]
+    if moved:
         yield (
-            f"The rest of a step takes {ratio(rest[0])} to {ratio(rest[-1])} times as long after as before: "
-            + (
-                "what sampling no longer takes has not moved there."
-                if alike
-                else "these differ, so the machine was too busy to compare, or sampling has left work to the rest."
-            )
+            f"At most {_percent(max(moved))} of a step can have moved from sampling to the rest: by so much, at most, "
+            "is the rest's median longer after than before."
         )
         checked = sum(one.tokens_checked for one in results.decoding)
         yield (
             f"Before anything was timed, {checked} tokens of generate were equal to the reference's on the model's "
             "logits, and all that either side drew were in the kept set."
         )
+    one_round = [one.setting.label for one in results.decoding if one.before.step.calls == results.tokens - 1]
+    for label in dict.fromkeys(one_round):
+        yield f"one round, for which alone there was time: {label}"
     for reason in results.skipped:
         yield f"skipped: {reason}"
     judged = [one for one in results.decoding if one.met is not None]
     if judged:
-        yield f"goal, less than {GOAL:.0%} of a step: {sum(bool(one.met) for one in judged)} of {len(judged)} met"
+        shown = sum(bool(one.met and one.resolved) for one in judged)
+        below = sum(bool(one.met) for one in judged)
+        yield (
+            f"goal, less than {GOAL:.0%} of a step: {below} of {len(judged)} below it, {shown} of them resolved: the "
+            f"rest neither longer nor spread (p10 - p90) by more than {GOAL:.0%} of a step"
+        )
     argmax = {one.setting: one.before for one in results.decoding if one.work.greedy}
     for one in judged:
+        if one.met and not one.resolved and one.moved is not None and one.rest_spread is not None:
+            yield (
+                f"  not resolved: {one.setting.label}, {one.work.label}: the rest is longer by {_percent(one.moved)} "
+                f"of a step, and its spread is {_percent(one.rest_spread)}"
+            )
         if not one.met and one.after is not None:
             yield (
                 f"  not met: {one.setting.label}, {one.work.label}: {_percent(one.after.share)} "

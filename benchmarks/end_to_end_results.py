@@ -84,6 +84,27 @@ class Measured:
         """Whether fastsample's share is below the goal; None for greedy search."""
         return None if self.after is None else self.after.share < GOAL
 
+    @property
+    def moved(self) -> float | None:
+        """By how much of a step the rest is longer after than before: so much of sampling can have moved there."""
+        if self.after is None:
+            return None
+        return max(0.0, self.after.rest.median - self.before.rest.median) / self.after.step.median
+
+    @property
+    def rest_spread(self) -> float | None:
+        """From the 10th to the 90th percentile of the rest, the larger of before and after, as a share of a step."""
+        if self.after is None:
+            return None
+        return max(way.rest.p90 - way.rest.p10 for way in (self.before, self.after)) / self.after.step.median
+
+    @property
+    def resolved(self) -> bool | None:
+        """Whether the rest is alike and steady enough to show the goal; None for greedy search."""
+        if self.moved is None or self.rest_spread is None:
+            return None
+        return max(self.moved, self.rest_spread) <= GOAL
+
 
 @dataclass
 class EndToEnd:
@@ -154,6 +175,7 @@ def _to_json(measured: Measured) -> dict[str, Any]:
         "tokens_checked": measured.tokens_checked,
         "goal_share": GOAL,
         "goal_met": measured.met,
+        "goal_resolved": measured.resolved,
     }
 
 

@@ -70,6 +70,9 @@ def run(plan: Plan, results: EndToEnd, started: float, on_turn: Callable[[str], 
     torch.set_num_threads(plan.threads)
     try:
         for model in plan.models:
+            if time.perf_counter() >= started + plan.seconds:
+                results.skipped.append(f"{model.name}: the time budget was spent before it was loaded")
+                continue
             on_turn(f"loading {model.name}")
             generation, vocab = _load(model)
             for batch in plan.batches:

@@ -21,7 +21,7 @@ from .features import CPU, FEATURES, Feature, FeatureSession, Inputs, ProcessorS
 from .json_files import named_in_errors
 from .ours import OneRead
 from .peers.base import Work, missing_package
-from .report import microseconds, ratio
+from .report import COLD, microseconds, ratio
 from .timing import Contestant, Times, measure, rotation
 
 _SEED = 3
@@ -69,6 +69,7 @@ class FeatureResults:
     rotated_mib: int
     measured: list[Measured]
     skipped: list[str]
+    cold: bool = False
 
 
 def run(
@@ -76,6 +77,7 @@ def run(
     backend: str,
     seconds: float,
     rotated_mib: int,
+    cold: bool,
     real: rows.RealLogits,
     command: str,
     on_setting: Callable[[str, int, int], None],
@@ -93,6 +95,7 @@ def run(
         rotated_mib,
         [],
         [],
+        cold,
     )
     missing = missing_package("transformers")
     if missing:
@@ -103,7 +106,7 @@ def run(
             on_setting(setting.label, place, len(settings))
             torch.set_num_threads(setting.threads)
             share = seconds / len(settings)
-            results.measured.append(_measure(setting, backend, share, rotated_mib, real, not missing))
+            results.measured.append(_measure(setting, backend, share, rotated_mib, cold, real, not missing))
     except KeyboardInterrupt:
         results.skipped.append(f"the run was interrupted after {len(results.measured)} of {len(settings)} settings")
     finally:
@@ -112,7 +115,13 @@ def run(
 
 
 def _measure(
-    setting: Setting, backend: str, seconds: float, rotated_mib: int, real: rows.RealLogits, with_peer: bool
+    setting: Setting,
+    backend: str,
+    seconds: float,
+    rotated_mib: int,
+    cold: bool,
+    real: rows.RealLogits,
+    with_peer: bool,
 ) -> Measured:
     work = Work.parse(setting.work)
     inputs = Inputs.make(setting.batch, setting.vocab)
@@ -127,7 +136,7 @@ def _measure(
         contestants["ours", feature.key] = Contestant(FeatureSession(feature, inputs, work, backend), batches)
         if with_peer and feature.processors is not None:
             contestants["peer", feature.key] = Contestant(ProcessorSession(feature, inputs), batches, brief=True)
-    times = measure(contestants, seconds, _ROUNDS)
+    times = measure(contestants, seconds, _ROUNDS, cold)
     return Measured(
         setting,
         times["", "alone"],
@@ -195,7 +204,7 @@ def show(results: FeatureResults, console: Console) -> None:
 def notes(results: FeatureResults) -> list[str]:
     """How to read the tables, and which limits are kept."""
     lines = [
-        f"Medians; inputs rotate over {results.rotated_mib} MiB.",
+        f"Medians; inputs rotate over {results.rotated_mib} MiB{f', with {COLD}' if results.cold else ''}.",
         "Every feature is timed with the draw, by turns with `sample` alone, after a look at its tokens.",
         "Hugging Face's processors of a feature are timed alone, without the warpers and the draw that follow them.",
         *(f"skipped: {reason}" for reason in results.skipped),

@@ -70,13 +70,12 @@ class StepTimes(NamedTuple):
 
 
 @contextlib.contextmanager
-def sampling_clock(model: Any, batch: int, on_step: Callable[[], None] | None = None) -> Iterator[StepTimes]:
+def sampling_clock(model: Any, batch: int) -> Iterator[StepTimes]:
     """Time the steps of `model.generate`.
 
     Args:
         model: a transformers model; where `enable` is to be timed, it is called before.
         batch: how many rows it will be given.
-        on_step: called after each step; its time falls into the next step's rest.
 
     Raises:
         RuntimeError: what the draw returned is not an ordinary tensor, so work may be left that nobody would time.
@@ -115,8 +114,6 @@ def sampling_clock(model: Any, batch: int, on_step: Callable[[], None] | None = 
                     times.steps.append(now - ended)
                     times.sampling.append(now - began)
                 began, ended = None, now
-                if on_step is not None:
-                    on_step()
             return tokens
 
         return timed
@@ -179,7 +176,6 @@ class Generation:
         batch: int,
         steps: int,
         with_fastsample: bool,
-        on_step: Callable[[], None] | None = None,
         seed: int = 0,
     ) -> Run:
         """Let the model write `steps` tokens in each row, by the clock.
@@ -187,11 +183,10 @@ class Generation:
         Args:
             options: what `generate` is asked for.
             with_fastsample: whether `enable` was called.
-            on_step: called after each step.
             seed: of torch's default generator.
         """
         inputs = self.inputs(batch)
-        with self._sampler(with_fastsample), sampling_clock(self.model, batch, on_step) as times:
+        with self._sampler(with_fastsample), sampling_clock(self.model, batch) as times:
             written = self._generate(inputs, options, steps, seed)
         return Run(times, written[:, inputs["input_ids"].shape[1] :])
 

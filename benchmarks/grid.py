@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -72,12 +71,6 @@ class Plan:
     eager: bool = False
 
 
-def _of_both(top_k: tuple[int, ...], top_p: tuple[float, ...]) -> tuple[Work, ...]:
-    """Each of some filters alone, and the two together."""
-    pairs = itertools.product((0, *top_k), (1.0, *top_p))
-    return tuple(Work(top_k=k, top_p=p) for k, p in pairs if (k, p) != (0, 1.0))
-
-
 _WORKS = tuple(Work.parse(key) for key in ("k50-p0.9", "p0.9", "k50", "plain", "greedy"))
 _FULL = Plan(
     threads=(1, 2),
@@ -102,8 +95,8 @@ PRESETS = {
         seconds=60,
         memory=False,
     ),
-    # FlashInfer's benchmarks/bench_sampling.py: its vocabulary, batches, rows and filters, and these with each other.
-    # It times samplers from probabilities; here everyone begins with the logits.
+    # FlashInfer's benchmarks/bench_sampling.py: its vocabulary, batches, rows and filters, which it does not combine.
+    # It mostly times samplers from probabilities; here everyone begins with the logits.
     "flashinfer": replace(
         _FULL,
         vocabs=(128512,),
@@ -111,13 +104,15 @@ PRESETS = {
         dtypes=("float32",),
         rows=("normal-1", "normal-5", "gumbel-0.1", "gumbel-1"),
         hurt=(),
-        works=(Work(), *_of_both(top_k=(10, 100, 1000, 5000), top_p=(0.1, 0.5, 0.9))),
+        works=tuple(Work.parse(key) for key in ("plain", "k10", "k100", "k1000", "k5000", "p0.1", "p0.5", "p0.9")),
         seconds=600,
         peers_everywhere=True,
         memory=False,
     ),
     # TensorRT-LLM's tests/microbenchmarks/sampling_ops_perf.py. Where half of the rows are neutral, those are the first
-    # half there and every second one here.
+    # half there and every second one here. It gives its samplers a tensor of each parameter, with a number for each
+    # row, in every case; here the parameters are numbers unless they differ by row. Of its shapes of a call one is
+    # here: a token for each row of [batch, vocab].
     "tensorrt-llm": replace(
         _FULL,
         vocabs=(32000, 131072),
@@ -162,14 +157,15 @@ def at_goal_shape(vocab: int, batch: int) -> bool:
 
 def settings(plan: Plan) -> list[Setting]:
     """Every setting of a plan, in the order of measuring: what the goals are about first, so that a budget that runs
-    out costs the rest; settings with the same vocabulary and rows stand together, because they share their inputs, the
-    smallest batch first, because what a peer took there tells whether there is time for it at the larger ones.
+    out costs the rest; the smallest batch first, because what a peer took there tells whether there is time for it at
+    the larger ones; every kind of rows at a batch before the next batch, so that what is left out is left out of all;
+    settings that share their inputs stand together.
     """
     crossed = [
         Setting(threads, vocab, batch, dtype, kind, False)
         for vocab in plan.vocabs
-        for kind in plan.rows
         for batch in sorted(plan.batches)
+        for kind in plan.rows
         for dtype in plan.dtypes
         for threads in plan.threads
     ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from . import rows
 from .grid import GOAL_VOCAB, at_goal_shape
-from .report import microseconds, ratio
+from .report import COLD, ONE_CALL, called_once, microseconds, ratio
 from .results import Measurement, Results
 
 _THREADS = 1
@@ -42,7 +42,9 @@ def table(results: Results) -> str:
         for batch in batches:
             cells += _cells(by_batch.get(batch), results)
         lines.append(_line(cells))
-    return "\n".join([*lines, "", *_notes(results)])
+    best = [one.peers[one.best_peer] for one in here if one.best_peer is not None]
+    once = [ONE_CALL] if any(times.calls == 1 for times in best) else []
+    return "\n".join([*lines, "", *_notes(results), *once])
 
 
 def _rows_of_table(here: list[Measurement]) -> Iterator[tuple[str, list[Measurement]]]:
@@ -60,7 +62,9 @@ def _cells(one: Measurement | None, results: Results) -> list[str]:
     if one is None:
         return ["-"] * 4
     best = one.best_peer
-    peer = ["-", "-"] if best is None else [results.peers[best].label, ratio(one.speedup(best))]
+    peer = ["-", "-"]
+    if best is not None:
+        peer = [f"{results.peers[best].label}{called_once(one.peers[best])}", ratio(one.speedup(best))]
     return [microseconds(one.fastsample.median), ratio(one.ratio_to_softmax), *peer]
 
 
@@ -71,6 +75,8 @@ def _notes(results: Results) -> Iterator[str]:
         f"Medians, one thread, float32, V = {GOAL_VOCAB}; {machine['CPU']} ({machine['instruction set']}), "
         f"torch {machine['torch']}, commit {machine['commit']}, {results.date[:10]}, `{results.command}`."
     )
+    if results.cold:
+        yield f"Cold caches: {COLD}, outside of the clock."
     if peers:
         yield f"Best peer: the fastest of {peers}."
     if made := results.rows_made.get(f"real logits, V {GOAL_VOCAB}"):

@@ -79,7 +79,8 @@ def fetch(model: Model, kept_in: Path, scratch: Path) -> tuple[Path, list[Path]]
         present = _downloaded(model, kept_in, scratch)
     parts, documents = present[: len(model.parts)], present[len(model.parts) :]
     gguf = parts[0] if len(parts) == 1 else _joined(parts, scratch / model.gguf)
-    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    with gguf.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
     if digest != model.sha256:
         raise ModelUnavailableError(
             f"{model.gguf} is damaged (SHA-256 {digest}, expected {model.sha256}): it was taken from "

@@ -13,9 +13,11 @@ from . import rows
 from .grid import GOAL_VOCAB
 from .memory import MemoryUse
 from .results import Measurement, Results
-from .timing import Times
+from .timing import COOLING_MIB, Times
 
 Part = TypeVar("Part")
+ONE_CALL = "(one call): a peer that took longer than its share of the time was called once, so its time is no median."
+COLD = f"{COOLING_MIB} MiB of other memory read before each draw of every contestant"
 
 
 def microseconds(value: float) -> str:
@@ -48,11 +50,15 @@ def notes(results: Results) -> Iterator[str]:
     """How to read the numbers, what was not measured and why, and which goals are met; a line each."""
     yield "x is torch.softmax(logits, out=...) in float32 of the same rows; the floor is one read of them by torch.sum."
     inputs = f"rotated over at least {results.rotated_mib} MiB or two batches" if results.rotated_mib else "not rotated"
+    if results.cold:
+        inputs += f", and {COLD}"
     checked = sum(one.tokens_checked for one in results.measurements)
     yield (
         f"Medians; contestants by turns; inputs {inputs} (caches: {results.machine['caches']}); fastsample with "
         f"backend {results.backend!r}, after {checked} of its tokens were compared with the reference's."
     )
+    if any(times.calls == 1 for one in results.measurements for times in one.peers.values()):
+        yield ONE_CALL
     for kind, made in results.rows_made.items():
         yield f"{kind}: {made}"
     for peer in results.peers.values():
@@ -172,13 +178,21 @@ def _peer_tables(results: Results) -> Iterator[Table]:
             table.add_column(name, justify="right")
         for kind, of_kind in _grouped(part, lambda one: one.setting.rows):
             for one in of_kind:
-                cells = [
-                    f"{microseconds(one.peers[key].median)}  {ratio(one.speedup(key))}" if key in one.peers else "-"
-                    for key in keys
-                ]
+                cells = [_peer_cell(one, key) for key in keys]
                 table.add_row(rows.label(kind), one.work.label, microseconds(one.fastsample.median), *cells)
             table.add_section()
         yield table
+
+
+def _peer_cell(one: Measurement, key: str) -> str:
+    if key not in one.peers:
+        return "-"
+    return f"{microseconds(one.peers[key].median)}  {ratio(one.speedup(key))}{called_once(one.peers[key])}"
+
+
+def called_once(times: Times) -> str:
+    """What is put after the time of a contestant that was called once."""
+    return " (one call)" if times.calls == 1 else ""
 
 
 def _memory_table(results: Results) -> Table:
@@ -224,7 +238,9 @@ def _in_order(one: Measurement) -> tuple[int, bool, int, int]:
 
 def _best_peer(one: Measurement, results: Results) -> tuple[str, str]:
     key = one.best_peer
-    return ("", "") if key is None else (results.peers[key].label, ratio(one.speedup(key)))
+    if key is None:
+        return "", ""
+    return f"{results.peers[key].label}{called_once(one.peers[key])}", ratio(one.speedup(key))
 
 
 def _rows_label(one: Measurement) -> str:

@@ -97,6 +97,7 @@ class Results:
         measurements, memory: what was measured.
         skipped: what was not, and why.
         warnings: what makes the numbers doubtful.
+        cold: whether other memory was read before each draw of every contestant (`timing.cool`).
     """
 
     date: str
@@ -114,6 +115,7 @@ class Results:
     memory: list[MemoryUse] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    cold: bool = False
 
 
 def save(results: Results, path: Path) -> None:

@@ -156,7 +156,8 @@ class Runner:
                 contestants = self._contestants(setting, works, logits32, logits, part)
                 # So does it for making the peers ready, which is limited for itself.
                 started = time.perf_counter()
-                self._record(setting, works, measure(contestants, part), checked)
+                times = measure(contestants, part, cold=self.results.cold)
+                self._record(setting, works, times, checked)
                 seconds = max(seconds - (time.perf_counter() - started), 0)
         finally:
             torch.set_num_threads(threads_before)
@@ -172,14 +173,8 @@ class Runner:
     def _logits(self, setting: Setting) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """The batches of a setting, as float32 and as its dtype."""
         dtype = getattr(torch, setting.dtype)
-        # Batches that are larger come later, and their rows begin with these.
-        later = [
-            self._rows(setting.vocab, batch)
-            for batch in self.plan.batches
-            if machine.fits(self._bytes(setting._replace(batch=batch)))
-        ]
         count = setting.batch * rotation(dtype.itemsize * setting.batch * setting.vocab, self.rotated_bytes)
-        logits32 = self.inputs.take(setting.rows, count, setting.vocab, max(later, default=count))
+        logits32 = self.inputs.take(setting.rows, count, setting.vocab, self._rows(setting.vocab, setting.batch))
         return logits32.split(setting.batch), logits32.to(dtype).split(setting.batch)
 
     def _check(self, setting: Setting, work: Work, logits: Sequence[Tensor]) -> int:
@@ -211,8 +206,7 @@ class Runner:
             _Timed(_SOFTMAX, None): Contestant(Softmax(setting.batch, setting.vocab), logits32),
             _Timed(_ONE_READ, None): Contestant(OneRead(), logits),
         }
-        cold = self.rotated_bytes > 0
-        jobs = [Job(work, setting.batch, setting.vocab, setting.threads, logits[0].dtype, cold) for work in works]
+        jobs = [Job(work, setting.batch, setting.vocab, setting.threads, logits[0].dtype) for work in works]
         for job in jobs:
             session: Session = FastsampleSession(job, self.results.backend)
             contestants[_Timed("fastsample", job.work)] = Contestant(session, logits)

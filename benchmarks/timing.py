@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .peers.base import Session
@@ -16,6 +18,8 @@ from .peers.base import Session
 # Turns per contestant: a drift of the machine's speed that lasts longer than a turn meets all of them alike.
 ROUNDS = 5
 NO_TIME = "the time of its setting was spent"
+# As much as several L2 caches hold.
+COOLING_MIB = 16
 
 Key = TypeVar("Key")
 
@@ -62,12 +66,24 @@ def rotation(batch_bytes: int, rotated_bytes: int) -> int:
     return max(2, -(-rotated_bytes // batch_bytes)) if rotated_bytes else 1
 
 
-def measure(contestants: Mapping[Key, Contestant], seconds: float, rounds: int = ROUNDS) -> dict[Key, Times]:
+@functools.cache
+def _elsewhere() -> Tensor:
+    return torch.zeros(COOLING_MIB * 2**20 // 4)
+
+
+def cool() -> None:
+    """Read `COOLING_MIB` of other memory, as a model's forward pass leaves the caches."""
+    torch.sum(_elsewhere())
+
+
+def measure(
+    contestants: Mapping[Key, Contestant], seconds: float, rounds: int = ROUNDS, cold: bool = False
+) -> dict[Key, Times]:
     """Time every contestant, in about `seconds` in all, shared equally.
 
     The first call of each warms up; if it takes longer than the share of a `brief` one it counts, and is all that is
     made. The others share the time that is left, in up to `rounds` turns each of at least one call. Contestants that
-    are left out are not in the result.
+    are left out are not in the result. `cold`: whether `cool` comes before every draw of each, outside of its time.
     """
     end = time.perf_counter() + seconds
     share = seconds / len(contestants)
@@ -83,7 +99,7 @@ def measure(contestants: Mapping[Key, Contestant], seconds: float, rounds: int =
                 continue
             logits = next(walks[key])
             try:
-                first, drawn = _timed_call(one.session, logits)
+                first, drawn = _timed_call(one.session, logits, cold)
                 if one.check is not None:
                     one.check(drawn, logits)
             except Exception as error:  # what another's code does wrong costs that other alone
@@ -104,7 +120,7 @@ def measure(contestants: Mapping[Key, Contestant], seconds: float, rounds: int =
                 continue
             turn_end = time.perf_counter() + share / rounds
             while True:
-                times.append(_timed_call(session, next(walk))[0])
+                times.append(_timed_call(session, next(walk), cold)[0])
                 if time.perf_counter() >= turn_end:
                     break
     finally:
@@ -113,8 +129,10 @@ def measure(contestants: Mapping[Key, Contestant], seconds: float, rounds: int =
     return {key: summary(times) for key, times in calls.items()}
 
 
-def _timed_call(session: Session, logits: Tensor) -> tuple[float, Any]:
+def _timed_call(session: Session, logits: Tensor, cold: bool) -> tuple[float, Any]:
     session.load(logits)
+    if cold:
+        cool()
     start = time.perf_counter_ns()
     drawn = session.draw()
     return (time.perf_counter_ns() - start) / 1e3, drawn

@@ -193,7 +193,8 @@ def test_another_commit_alone_is_no_reason_to_doubt(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("changes", "name"), [({"backend": "cpu"}, "--backend"), ({"rotated_mib": 0}, "--rotate"), ({}, None)]
+    ("changes", "name"),
+    [({"backend": "cpu"}, "--backend"), ({"rotated_mib": 0}, "--rotate"), ({"cold": True}, "--cold"), ({}, None)],
 )
 def test_options_that_times_depend_on_are_named(
     changes: dict[str, object], name: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -24,7 +24,7 @@ from fastsample.benchmarks import (
 from fastsample.benchmarks.check import WrongTokensError
 from fastsample.benchmarks.end_to_end_results import GREEDY, Decoding, EndToEnd, Measured, Setting
 from fastsample.benchmarks.end_to_end_run import Contestant, Plan, by_turns, check, options
-from fastsample.benchmarks.generation import Generation, Run, StepTimes, sampling_clock
+from fastsample.benchmarks.generation import Generation, Run, StepTimes
 from fastsample.benchmarks.model import SMOLLM2
 from fastsample.benchmarks.peers.base import Work
 from fastsample.integrations import deferred
@@ -185,13 +185,6 @@ def test_the_clock_changes_neither_the_tokens_nor_the_model(with_fastsample: boo
     assert not is_enabled(writer.model)
 
 
-def test_each_step_is_told(writer: Generation) -> None:
-    told: list[int] = []
-    with sampling_clock(writer.model, 1, lambda: told.append(1)) as times:
-        writer.model.generate(**writer.inputs(1), max_new_tokens=4, do_sample=True)
-    assert (len(told), len(times.steps)) == (4, 3)
-
-
 # --- the check
 
 
@@ -269,6 +262,14 @@ def test_batches_share_the_time_and_what_is_late_is_skipped(clock: Clock, monkey
     assert results.skipped == ["SmolLM2-135M-Instruct (V 300), B 32, 1 thread: the time budget was spent"]
 
 
+def test_a_model_is_not_loaded_when_the_time_is_spent(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end_run, "_load", lambda model: pytest.fail(f"{model.name} was loaded"))
+    results = made([])
+    clock.now = 100
+    end_to_end_run.run(Plan([SMOLLM2], (1,), (WORK,), 3, 1, 100), results, 0.0, lambda label: None)
+    assert results.skipped == ["SmolLM2-135M-Instruct: the time budget was spent before it was loaded"]
+
+
 def test_the_options_of_generate() -> None:
     assert options(GREEDY) == {"do_sample": False}
     expected = {"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": None}
@@ -339,6 +340,16 @@ def test_another_file_is_refused(change: dict[str, Any], message: str, tmp_path:
     assert str(file) in error
 
 
+@pytest.mark.parametrize("given", [["--show"], ["end-to-end", "--show"]])
+def test_both_commands_show_a_file(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.json"
+    end_to_end_results.save(made(pair(decoding(200, 50), decoding(151, 1.5))), file)
+    assert cli.main(["bench", *given, str(file)]) == 0
+    assert "A-Model, V 49152, 2 threads" in capsys.readouterr().out
+    assert cli.main(["bench", *given, str(file), "--markdown"]) == 0
+    assert "| A-Model, V 49152, 2 threads | 8 | greedy |" in capsys.readouterr().out
+
+
 def test_the_table_in_markdown() -> None:
     lines = end_to_end_report.markdown(made(pair(decoding(200, 50), decoding(151, 1.5)))).splitlines()
     assert lines[2] == "| A-Model, V 49152, 2 threads | 8 | greedy | 79.2 | - | 1 ms | - | 0.99% | - |"
@@ -351,21 +362,42 @@ def test_the_table_in_markdown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "said"),
-    [
-        (decoding(151, 1.5), "1.00 to 1.00 times as long after as before: what sampling no longer takes has not moved"),
-        (decoding(185, 1.5), "1.22 to 1.22 times as long after as before: these differ"),
-    ],
-)
-def test_a_rest_that_is_not_alike_is_said(after: Decoding, said: str) -> None:
+    ("longer", "moved", "resolved"), [(0.999, "0.00%", True), (1.0, "0.00%", True), (1.005, "0.49%", True),
+    (1.02, "1.94%", False), (1.09, "8.18%", False)],
+)  # fmt: skip
+def test_what_can_have_moved_to_the_rest_is_said(longer: float, moved: str, resolved: bool) -> None:
     """Sampling that is deferred past the clock would show as a longer rest."""
-    assert said in "\n".join(end_to_end_report.notes(made(pair(decoding(200, 50), after))))
+    results = made(pair(decoding(200, 50), decoding(150 * longer + 1.5, 1.5)))
+    notes = "\n".join(end_to_end_report.notes(results))
+    assert f"At most {moved} of a step can have moved from sampling to the rest" in notes
+    assert f"1 of 1 below it, {int(resolved)} of them resolved" in notes
+    told = f"T 0.8, k 20, p 0.9: the rest is longer by {moved} of a step"
+    assert (told in notes) == ("  not resolved: A-Model (V 49152), B 8, 2 threads" in notes) == (not resolved)
+
+
+def test_a_goal_below_the_spread_of_the_rest_is_not_resolved() -> None:
+    rest = [0.140 + 0.005 * step for step in range(5)]
+    after = Decoding.of([one + 0.001 for one in rest], [0.001] * 5)
+    greedy, measured = pair(decoding(200, 50), after)
+    assert (measured.met, measured.moved, measured.resolved) == (True, 0.0, False)
+    assert measured.rest_spread == pytest.approx(0.016 / 0.151)
+    assert greedy.resolved is greedy.moved is greedy.rest_spread is None
+    assert "its spread is 10.6%" in "\n".join(end_to_end_report.notes(made([greedy, measured])))
+
+
+def test_one_round_is_said() -> None:
+    results = made(pair(decoding(200, 50), decoding(151, 1.5)))
+    assert "one round" not in "\n".join(end_to_end_report.notes(results))
+    results.tokens = 8  # of which the first is the prompt's
+    assert "one round, for which alone there was time: A-Model (V 49152), B 8, 2 threads" in list(
+        end_to_end_report.notes(results)
+    )
 
 
 def test_a_goal_that_is_missed_is_named() -> None:
     results = made(pair(decoding(200, 50), decoding(151, 1.5), 1) + pair(decoding(200, 50), decoding(153, 3), 8))
     notes = list(end_to_end_report.notes(results))
-    assert "goal, less than 1% of a step: 1 of 2 met" in notes
+    assert any(note.startswith("goal, less than 1% of a step: 1 of 2 below it, 1 of them resolved") for note in notes)
     assert notes[-1] == (
         "  not met: A-Model (V 49152), B 8, 2 threads, T 0.8, k 20, p 0.9: 1.96% (greedy search's torch.argmax: 0.99%)"
     )

@@ -59,7 +59,7 @@ from fastsample.benchmarks.gpu import (
 from fastsample.benchmarks.gpu.options import ROOT, Axes, PartFailedError, PartOptions
 from fastsample.benchmarks.gpu.parts import PartPlan
 from fastsample.benchmarks.gpu.records import Recorder
-from fastsample.benchmarks.gpu.results import FLOOR, LAUNCH, OURS, TRITON, GpuResults, Part, Place
+from fastsample.benchmarks.gpu.results import FLOOR, LAUNCH, OURS, SOFTMAX, TRITON, GpuResults, Part, Place
 from fastsample.benchmarks.gpu.subprocesses import Ended
 from fastsample.benchmarks.gpu.timing import GpuTimes
 from fastsample.benchmarks.peers.base import Job, NotServedError, Work
@@ -1174,6 +1174,29 @@ def test_a_rehearsal_of_the_benchmark(tmp_path: Path, small_grid: None) -> None:
     assert "(vocabulary 49152)" in next(found.records("rows"))["made"]
 
 
+def test_peers_take_turns_with_ours_and_the_floor(
+    tmp_path: Path, small_grid: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[set[tuple[str, str]]] = []
+    measure = timing.measure
+
+    def noted(turns: Any, seconds: float) -> Any:
+        together.append({(timed.who, timed.work) for timed in turns})
+        return measure(turns, seconds)
+
+    monkeypatch.setattr(measuring, "measure", noted)
+    recorder = Recorder(tmp_path / "records")
+    measuring.run(recorder, replace(REHEARSAL, unusable_peers=tuple(set(measuring.PEERS) - {"torch"})))
+    references = {(SOFTMAX, ""), (FLOOR, "")}
+    assert together == [
+        references | {(OURS, "p0.9"), ("torch", "p0.9")},
+        references | {(OURS, "mixed")},  # which torch does not serve
+        references | {(OURS, "greedy")},
+    ]
+    points = sample_results(*records.read(recorder.path)).points
+    assert points[0].references != points[1].references, "each kind of work has those that were measured with it"
+
+
 def test_calls_are_launched_one_by_one_as_well(tmp_path: Path, small_grid: None) -> None:
     recorder = Recorder(tmp_path / "records")
     measuring.run(recorder, replace(REHEARSAL, eager=True, unusable_peers=("hugging-face",)))
@@ -1566,7 +1589,7 @@ def test_a_floor_that_cannot_be_built(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def job(key: str, vocab: int = 8, dtype: torch.dtype = torch.float32) -> Job:
-    return Job(Work.parse(key), 2, vocab, 1, dtype, False)
+    return Job(Work.parse(key), 2, vocab, 1, dtype)
 
 
 @pytest.fixture

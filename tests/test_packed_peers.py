@@ -101,6 +101,15 @@ def test_without_a_gpu_nothing_is_unpacked(packed: Path, monkeypatch: pytest.Mon
     assert packed_peers.put_in_place(packed).endswith("was left alone: there is no GPU")
 
 
+def test_a_wheel_without_the_headers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "curand.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("elsewhere/curand.h", "")
+    monkeypatch.setattr(pack_peers, "_downloaded", lambda *_: wheel)
+    with pytest.raises(FileNotFoundError, match=r"nvidia-curand==.* has no include/curand\*\.h"):
+        pack_peers._for_compiling(tmp_path, "9.0")
+
+
 def test_what_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of packing, but for the compiler and the downloads."""
     library = tmp_path / "compiled.so"

@@ -40,7 +40,7 @@ def launch_all(options: PartOptions) -> None:
         dtype = getattr(torch, name)
         logits = torch.empty(batch, vocab, dtype=dtype, device=options.device)
         for key in keys:
-            session = FastsampleSession(Job(Work.parse(key), batch, vocab, 1, dtype, False), "triton", logits.device)
+            session = FastsampleSession(Job(Work.parse(key), batch, vocab, 1, dtype), "triton", logits.device)
             session.load(logits)
             session.draw()
     for _ in calls.triton_mismatches(options.device):

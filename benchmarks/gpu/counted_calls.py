@@ -38,7 +38,7 @@ def main() -> None:
     device = torch.device("cuda")
     inputs = Inputs(device, 2**20)
     for point in POINTS:
-        job = Job(Work.parse(point.work), point.batch, point.vocab, 1, getattr(torch, point.dtype), False)
+        job = Job(Work.parse(point.work), point.batch, point.vocab, 1, getattr(torch, point.dtype))
         session = FastsampleSession(job, "cuda", device)
         session.load(inputs.batches(point.rows, point.vocab, point.batch, point.dtype)[0])
         session.draw()

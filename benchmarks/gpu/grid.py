@@ -48,8 +48,8 @@ def settings(axes: Axes = EVERYTHING) -> list[Setting]:
         Setting(Place(vocab, batch, dtype, kind), works, dtype == "float32")
         for vocab in vocabs
         for dtype in dtypes
-        for kind in rows
         for batch in batches
+        for kind in rows
     ]
     wanted = {setting.place for setting in crossed}
     whole = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import ChainMap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ _REFERENCE = ""
 
 
 class _Timed(NamedTuple):
-    """Who is timed, on what (the key of the work, or `_REFERENCE` for what is measured once for all of it), and whether
+    """Who is timed, on what (the key of the work, or `_REFERENCE` for what has none), and whether
     its calls are launched one by one."""
 
     who: str
@@ -116,12 +117,9 @@ class _Runner:
         batches = self.inputs.batches(
             place.rows, place.vocab, place.batch, place.dtype, rows_kept=2 * max(grid.BATCHES)
         )
-        jobs = {
-            key: Job(Work.parse(key), place.batch, place.vocab, 1, batches[0].dtype, False) for key in setting.works
-        }
-        turns: dict[_Timed, Turn] = {
-            _Timed(key, _REFERENCE): turn for key, turn in self._references(place, batches).items()
-        }
+        jobs = {key: Job(Work.parse(key), place.batch, place.vocab, 1, batches[0].dtype) for key in setting.works}
+        references = {_Timed(key, _REFERENCE): turn for key, turn in self._references(place, batches).items()}
+        ours: dict[str, dict[_Timed, Turn]] = {key: {} for key in jobs}
         for key, job in jobs.items():
             for who, backend in self.ours.items():
                 session = FastsampleSession(job, backend, self.device)
@@ -132,9 +130,15 @@ class _Runner:
                     self.recorder.add("wrong", text=f"{place}: {error}")
                     continue
                 for eager in self._ways(setting):
-                    turns[_Timed(who, key, eager)] = self.timer.prepare(session, batches, _MOST_INPUTS, not eager)
-        times = measure(turns, _SECONDS)
-        # Peers one kind of work after the other: what their graphs keep of the memory is too much for all of them.
+                    timed = _Timed(who, key, eager)
+                    ours[key][timed] = self.timer.prepare(session, batches, _MOST_INPUTS, not eager)
+        shape, divisions = self._shape(batches[0]), self._divisions(batches, jobs)
+        if not self._peers_of(setting):
+            turns = dict(ChainMap(references, *ours.values()))
+            self._record(place, shape, divisions, setting.works, measure(turns, _SECONDS))
+            return
+        # One kind of work after the other, with a record each: what the peers' graphs keep of the memory is too much
+        # for all of them. Ours and the references take turns with them, so that no ratio is of two moments.
         for key, job in jobs.items():
             theirs = {
                 _Timed(peer.key, key, eager): turn
@@ -142,11 +146,11 @@ class _Runner:
                 for eager in self._ways(setting)
                 if (turn := self._peer_turn(peer, job, batches, eager)) is not None
             }
-            times |= measure(theirs, _PEER_SECONDS)
-        self._record(place, self._shape(batches[0]), self._divisions(batches, jobs), setting.works, times)
+            times = measure({**references, **ours[key], **theirs}, _PEER_SECONDS)
+            self._record(place, shape, divisions, (key,), times)
 
     def _references(self, place: Place, batches: Sequence[Tensor]) -> dict[str, Turn]:
-        job = Job(Work(), place.batch, place.vocab, 1, batches[0].dtype, False)
+        job = Job(Work(), place.batch, place.vocab, 1, batches[0].dtype)
         turns = {SOFTMAX: self.timer.prepare(SoftmaxSession(job, self.device), batches, _MOST_INPUTS)}
         if self.device.type == "cpu":
             turns[FLOOR] = self.timer.prepare(OneRead(), batches, _MOST_INPUTS)

@@ -95,6 +95,10 @@ def _for_compiling(work: Path, capability: str) -> dict[str, str]:
     """The variables under which FlashInfer compiles for a GPU that is not here."""
     with zipfile.ZipFile(_downloaded(_CURAND, work)) as archive:
         headers = [name for name in archive.namelist() if PurePosixPath(name).match("include/curand*.h")]
+        if not headers:
+            raise FileNotFoundError(
+                f"{_CURAND} has no include/curand*.h; find where they are now, or pin another version"
+            )
         archive.extractall(work, headers)
     # The driver's library is where the GPU is; to link against it an empty one of its name will do.
     stubs = work / "stubs"

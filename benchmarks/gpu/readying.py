@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import torch
 
-from fastsample.benchmarks.peers.base import Job, NotServedError, Peer, Work
+from fastsample.benchmarks.peers.base import Job, NotServedError, Peer, Work, version_of
 
 from . import packed_peers
 from .contestants import PEERS
@@ -41,7 +39,7 @@ def call_once(peer: Peer, device: str) -> None:
     logits = torch.randn(_BATCH, _VOCABULARY, device=device)
     for key in _WORKS:
         try:
-            session = peer.start(Job(Work.parse(key), _BATCH, _VOCABULARY, 1, torch.float32, False))
+            session = peer.start(Job(Work.parse(key), _BATCH, _VOCABULARY, 1, torch.float32))
         except NotServedError:
             continue
         session.load(logits)
@@ -51,8 +49,5 @@ def call_once(peer: Peer, device: str) -> None:
 
 
 def _record(recorder: Recorder, peer: Peer, missing: str | None) -> None:
-    try:
-        version = importlib.metadata.version(peer.package)
-    except importlib.metadata.PackageNotFoundError:
-        version = None
+    version = version_of(peer.package)
     recorder.add("peer", key=peer.key, label=peer.label, version=version, note=peer.note, missing=missing)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class Work(NamedTuple):
         """Work from its key: "plain", "greedy", "mixed", or parts joined by "-": t0.8, k50, p0.9, m0.05, half.
 
         Raises:
-            ValueError: the key has another part.
+            ValueError: the key has another part, one twice, one beside t0, or a number out of its range.
         """
         if key == "plain":
             return cls()
@@ -58,31 +59,26 @@ class Work(NamedTuple):
             return cls(mixed=True)
         values: dict[str, Any] = {}
         for part in key.split("-"):
-            if part == "half":
-                values["half_neutral"] = True
-            elif match := re.fullmatch(r"k(\d+)", part):
-                values["top_k"] = int(match[1])
-            elif match := re.fullmatch(r"([tpm])(\d*\.?\d+)", part):
-                values[{"t": "temperature", "p": "top_p", "m": "min_p"}[match[1]]] = float(match[2])
-            else:
-                raise ValueError(
-                    f"work: got {key!r}; accepted: plain, mixed, greedy, or parts joined by '-' out of t0.8 "
-                    "(temperature), k50 (top_k), p0.9 (top_p), m0.05 (min_p), half (every second row is neutral)"
-                )
+            name, value = _parse_part(part, key)
+            if name in values:
+                raise ValueError(f"work: got {key!r}, which has {name} twice; give it once")
+            values[name] = value
+        if values.get("temperature") == 0 and len(values) > 1:
+            raise ValueError(f"work: got {key!r}; a temperature of 0 is greedy and takes no other part: give greedy")
         return cls(**values)
 
     @property
     def key(self) -> str:
-        """The key that `parse` takes."""
+        """The key from which `parse` makes the same work."""
         if self.greedy:
             return "greedy"
         if self.mixed:
             return "mixed"
         parts = [
-            f"t{self.temperature:g}" if self.temperature != 1 else "",
+            f"t{_exact(self.temperature)}" if self.temperature != 1 else "",
             f"k{self.top_k}" if self.top_k else "",
-            f"p{self.top_p:g}" if self.top_p != 1 else "",
-            f"m{self.min_p:g}" if self.min_p else "",
+            f"p{_exact(self.top_p)}" if self.top_p != 1 else "",
+            f"m{_exact(self.min_p)}" if self.min_p else "",
             "half" if self.half_neutral else "",
         ]
         return "-".join(filter(None, parts)) or "plain"
@@ -95,10 +91,10 @@ class Work(NamedTuple):
         if self.mixed:
             return "mixed rows"
         parts = [
-            f"T {self.temperature:g}" if self.temperature != 1 else "",
+            f"T {_exact(self.temperature)}" if self.temperature != 1 else "",
             f"k {self.top_k}" if self.top_k else "",
-            f"p {self.top_p:g}" if self.top_p != 1 else "",
-            f"min-p {self.min_p:g}" if self.min_p else "",
+            f"p {_exact(self.top_p)}" if self.top_p != 1 else "",
+            f"min-p {_exact(self.min_p)}" if self.min_p else "",
             "half neutral" if self.half_neutral else "",
         ]
         return ", ".join(filter(None, parts)) or "plain"
@@ -141,6 +137,30 @@ class Work(NamedTuple):
         return Filters(top_k.to(device, torch.int32), top_p.to(device, torch.float32), min_p.to(device, torch.float32))
 
 
+def _parse_part(part: str, key: str) -> tuple[str, Any]:
+    """A parameter of `Work` and its value, from a part of a key."""
+    if part == "half":
+        return "half_neutral", True
+    if match := re.fullmatch(r"k(\d+)", part):
+        return "top_k", int(match[1])
+    match = re.fullmatch(r"([tpm])(\d*\.?\d+)", part)
+    if match is None:
+        raise ValueError(
+            f"work: got {key!r}; accepted: plain, mixed, greedy, or parts joined by '-' out of t0.8 "
+            "(temperature), k50 (top_k), p0.9 (top_p), m0.05 (min_p), half (every second row is neutral)"
+        )
+    name, value = {"t": "temperature", "p": "top_p", "m": "min_p"}[match[1]], float(match[2])
+    if not (math.isfinite(value) if name == "temperature" else value <= 1):
+        accepted = "a finite number" if name == "temperature" else "a number from 0 to 1"
+        raise ValueError(f"work: got {key!r}, whose {name} is {value:g}; accepted: {accepted}")
+    return name, value
+
+
+def _exact(value: float) -> str:
+    """The shortest decimal that is read back as this number, without an exponent."""
+    return np.format_float_positional(value, trim="-")
+
+
 class Job(NamedTuple):
     """What one sampler is to do again and again.
 
@@ -148,7 +168,6 @@ class Job(NamedTuple):
         work: its parameters.
         batch, vocab, dtype: of the logits.
         threads: how many it may use.
-        cold: whether the logits of each draw are out of the first caches when it begins (see `cool`).
     """
 
     work: Work
@@ -156,7 +175,6 @@ class Job(NamedTuple):
     vocab: int
     threads: int
     dtype: torch.dtype
-    cold: bool
 
 
 class Session(Protocol):
@@ -191,21 +209,6 @@ class Peer(Protocol):
 
     def start(self, job: Job) -> Session:
         """Make ready for a job. Raises NotServedError if it does not do this work."""
-
-
-@functools.cache
-def _elsewhere() -> Tensor:
-    return torch.zeros(4 * 2**20)
-
-
-def cool(job: Job) -> None:
-    """Read 16 MiB, several L2 caches, of other memory.
-
-    For a peer that copies the logits in `load`: the copy would be in the cache when it draws, which the others' logits
-    are not, because theirs are rotated.
-    """
-    if job.cold:
-        torch.sum(_elsewhere())
 
 
 def version_of(package: str) -> str | None:

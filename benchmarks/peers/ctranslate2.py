@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import Job, NotServedError, cool, missing_package, refuse_bfloat16, refuse_per_row
+from .base import Job, NotServedError, missing_package, refuse_bfloat16, refuse_per_row
 
 # Of the model's vectors; the product takes vocab x batch^2 operations, and soon most of the step.
 _LARGEST_BATCH = 32
@@ -37,7 +37,6 @@ class CTranslate2Session:
     def load(self, logits: Tensor) -> None:
         if self.generator is None:  # later batches would need a model each
             self.generator = self.models.generator(logits, self.job.threads)
-        cool(self.job)
 
     def draw(self) -> list[int]:
         results = self.generator.generate_batch(
@@ -95,7 +94,8 @@ class CTranslate2:
     package = "ctranslate2"
     note = (
         "no sampler can be called, so this is a whole step of a toy model, with the product that makes the logits; its "
-        f"greedy step is the measure of the rest; always the same logits, and batches up to {_LARGEST_BATCH}"
+        f"greedy step is the measure of the rest; always the same logits, of which the caches keep what fits without "
+        f"--cold, which favours it; batches up to {_LARGEST_BATCH}"
     )
 
     def __init__(self) -> None:

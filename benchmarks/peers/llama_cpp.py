@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import Job, cool, missing_package, refuse_bfloat16, refuse_per_row
+from .base import Job, missing_package, refuse_bfloat16, refuse_per_row
 
 # llama_token_data of llama.h.
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -20,7 +20,6 @@ _SEED = 1
 
 class LlamaCppSession:
     def __init__(self, job: Job) -> None:
-        self.job = job
         self.library = importlib.import_module("llama_cpp")
         self.threads = min(job.threads, job.batch)
         # A chain holds a random number generator, so every thread has its own.
@@ -61,7 +60,6 @@ class LlamaCppSession:
         for row, candidates in zip(self.rows, self.candidates, strict=True):
             candidates.data, candidates.size = row, len(self.ids)
             candidates.selected, candidates.sorted = -1, False
-        cool(self.job)
 
     def draw(self) -> list[int]:
         if self.pool is None:
@@ -85,7 +83,10 @@ class LlamaCpp:
     key = "llama-cpp"
     label = "llama.cpp"
     package = "llama-cpp-python"
-    note = "sampler chain, temperature first, rows over threads; filling its candidate arrays is not timed"
+    note = (
+        "sampler chain, temperature first, rows over threads; filling its candidate arrays is not timed, and without "
+        "--cold leaves what fits in the caches, which favours it"
+    )
 
     def missing(self) -> str | None:
         return missing_package(self.package)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .base import Job, NotServedError, cool, missing_package, refuse_bfloat16, refuse_per_row
+from .base import Job, NotServedError, missing_package, refuse_bfloat16, refuse_per_row
+
+# Its constructor refuses more.
+_LARGEST_BATCH = 32
 
 
 class OnnxRuntimeGenAISession:
     def __init__(self, job: Job) -> None:
-        self.job = job
         genai = importlib.import_module("onnxruntime_genai")
         self.folder = tempfile.TemporaryDirectory()  # removed with the session
         write_toy_model(Path(self.folder.name), job.vocab)
@@ -41,7 +43,6 @@ class OnnxRuntimeGenAISession:
         self.generator.append_tokens(self.prompt)
         shape = self.generator.get_logits().shape
         self.generator.set_logits(logits.numpy().reshape(shape))
-        cool(self.job)
 
     def draw(self) -> Any:
         self.generator.generate_next_token()
@@ -98,7 +99,10 @@ class OnnxRuntimeGenAI:
     key = "onnxruntime-genai"
     label = "ONNX Runtime GenAI"
     package = "onnxruntime-genai"
-    note = "generate_next_token() and get_next_tokens(); handing over the logits is not timed; it samples on one thread"
+    note = (
+        "generate_next_token() and get_next_tokens(); handing over the logits is not timed, and without --cold leaves "
+        "what fits in the caches, which favours it; it samples on one thread"
+    )
 
     def missing(self) -> str | None:
         return missing_package(self.package) or missing_package("onnx")
@@ -108,4 +112,6 @@ class OnnxRuntimeGenAI:
         refuse_bfloat16(job)
         if job.work.min_p:
             raise NotServedError("its generate_next_token() is not asked for min_p here")
+        if job.batch > _LARGEST_BATCH:
+            raise NotServedError(f"its batches end at {_LARGEST_BATCH} rows")
         return OnnxRuntimeGenAISession(job)

