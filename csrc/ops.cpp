@@ -12,8 +12,9 @@ namespace {
 
 using torch::stable::Tensor;
 
-// torch's threads are GNU OpenMP's. They do not come along when a process forks, and the child's first parallel region
-// waits for them for ever, in torch's own operators too. Nobody says whether there were any, so a child does without.
+// torch's threads are GNU OpenMP's in its Linux packages. They do not come along when a process forks, and the child's
+// first parallel region waits for them for ever, in torch's own operators too. Nobody says whether there were any, so a
+// child does without.
 std::atomic<bool> is_forked_child{false};
 const int registered = pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
 

@@ -184,7 +184,8 @@ def sample_full(
     if distribution or kept_set or (second_pass and of_processed):
         numbers = torch.empty((batch, NUMBERS), dtype=torch.int64, device=device)
     if history is not None and not torch.compiler.is_compiling():
-        # As for `out` in `sample`: a backward that saved them is told that they have changed.
+        # As for `out` in `sample`: a backward that saved them is told that they have changed. A list, since torch makes
+        # a SystemError of an exception, such as Ctrl-C's, that comes while it reads a generator.
         torch.autograd.graph.increment_version([tensor for tensor in recorded if tensor is not None])
     edits, status = (NO_EDITS, None) if named is None else find_edits(chosen, rows, indices, batch, named)
     drawn = *filters, *randomness, replacement

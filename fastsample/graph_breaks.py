@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,19 @@ def outside_of_graphs(reason: str) -> Callable[[_Function], _Function]:
         # As torch.compiler.disable marks what it returns; without them a broken graph would be told another reason.
         run._torchdynamo_disable = True  # type: ignore[attr-defined]
         run._torchdynamo_disable_msg = reason  # type: ignore[attr-defined]
+        _pass_over(run.__code__)  # type: ignore[attr-defined]
         return run  # type: ignore[return-value]
 
     return decorate
+
+
+def _pass_over(code: CodeType) -> None:
+    """Have the compiler leave alone a function and what it calls, which it would compile where a graph broke for it.
+
+    It passes over what torch.compiler.disable returns by the file that this is in. What it does for other code is not
+    public, but there before the compiler is imported; in a torch without it `run` would only be compiled, in vain.
+    """
+    evaluation = torch._C._dynamo.eval_frame
+    if hasattr(evaluation, "set_code_exec_strategy"):
+        action = evaluation._FrameAction
+        evaluation.set_code_exec_strategy(code, evaluation._FrameExecStrategy(action.SKIP, action.SKIP))

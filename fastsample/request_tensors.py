@@ -61,6 +61,9 @@ class RequestTensors:
             self._parts.append(self._counts)
         # The fields of `Request` that are lists, each as the tensors of what operators take.
         self._lists: dict[str, tuple[PackedLists, ...]] = {}
+        # What slots are to hold in them. A list is several tensors, and an exception between two of these would have
+        # the other slots read at shifted offsets: so each list is put in here whole, and placed before it is used.
+        self._unplaced: dict[tuple[str, int], tuple[Tensor, ...]] = {}
         if "logit_bias" in features:
             entries, values = lists(NO_TOKENS, list_capacity), lists(Biases().values, list_capacity)
             self._lists["logit_bias"] = entries, values, offsets()
@@ -127,6 +130,7 @@ class RequestTensors:
 
     def entries_of_others(self, name: str, slot: int) -> int:
         """How many entries all slots but one have in a field that is a list; 0 where its feature is not there."""
+        self._place_lists()
         return self._lists[name][0].entries_of_others(slot) if name in self._lists else 0
 
     def put(self, slot: int, request: Request, changed: Iterable[str]) -> None:
@@ -157,6 +161,7 @@ class RequestTensors:
 
     def flush(self) -> int:
         """Bring the tensors up to date; returns the number of elements copied."""
+        self._place_lists()
         return sum(part.flush() for part in self._parts)
 
     def _packed(self, name: str) -> tuple[Tensor, ...]:
@@ -168,8 +173,13 @@ class RequestTensors:
         held = getattr(request, name)
         tensors = held if isinstance(held, tuple) else (held,)
         # The last of them has an entry for each that an operator counts: a token, or a word.
-        for part, entries in zip(self._lists[name], (*tensors, torch.tensor([len(tensors[-1])])), strict=True):
-            part.put(slot, entries)
+        self._unplaced[name, slot] = (*tensors, torch.tensor([len(tensors[-1])]))
+
+    def _place_lists(self) -> None:
+        for (name, slot), tensors in self._unplaced.items():
+            for part, entries in zip(self._lists[name], tensors, strict=True):
+                part.put(slot, entries)
+        self._unplaced.clear()  # only now: an exception has all of them placed anew
 
     def _put_output(self, slot: int, tokens: Tensor) -> None:
         self._lengths.put(slot, [len(tokens)])

@@ -1,7 +1,10 @@
 """`Sampler`: sampling for an engine, whose requests come, change and go between steps."""
 
+import os
 import threading
+import weakref
 from collections.abc import Collection, Iterable
+from heapq import heappop, heappush
 from typing import Any, Literal
 
 import torch
@@ -32,11 +35,14 @@ class Sampler:
     `features` and does not flush: call `flush` before each replay, on the replay's stream. A warm-up advances the
     requests that have logits, so do it before the first is added.
 
-    Calls from several threads run one after another; the steps belong on one stream.
+    Calls from several threads run one after another; the steps belong on one stream. A signal's handler must not call a
+    `Sampler`, since the call that it interrupts may be one of the same.
 
-    Ctrl-C, or whatever else raises in the middle of a call, leaves a `Sampler` in use: repeat an `add`, `update` or
-    `remove` that it ended. A step may have drawn and recorded tokens that nobody was handed. With
-    `update(slot, output_tokens=...)`, of what was handed out, a request's next step draws them again.
+    Ctrl-C, or whatever else raises in the middle of a call, leaves a `Sampler` in use, and the other requests as they
+    were. Repeat an `update` that it ended. After `add` or `remove` compare `requests` with the slots that you know: one
+    that you do not know is to be removed; one that is not there is removed. A step may have drawn and recorded tokens
+    that nobody was handed. With `update(slot, output_tokens=...)`, of what was handed out, a request's next step draws
+    them again. A process that is forked during a call of another thread has a `Sampler` as Ctrl-C would leave it.
 
     Args:
         slots: how many requests there can be at once, at least 1.
@@ -86,10 +92,14 @@ class Sampler:
         select(backend, self.device)
         self._order: Literal["top_k_first", "min_p_first", "joint"] = order
         self._backend = backend
+        # Reentrant, since `step` calls `flush`.
         self._lock = threading.RLock()
-        # An exception can come between any two changes of these, so each change is one that may be repeated.
+        _samplers.add(self)
+        # An exception can come between any two changes of what follows. So `_requests` alone says which requests there
+        # are; what else a slot has is right for each slot but the `_unsettled`, which the next call sees to.
         self._requests: dict[int, Request] = {}
-        self._free = set(range(self.slots))
+        self._unsettled: set[int] = set()
+        self._free = list(range(self.slots))  # a heap, of all slots without a request and perhaps some with one
         self._users: dict[str, set[int]] = {feature: set() for feature in self.features}  # the slots, by feature
         with torch.inference_mode(False):  # what is made in inference mode cannot be written outside of it
             self._tensors = RequestTensors(
@@ -106,6 +116,12 @@ class Sampler:
         """int64 [slots], on the device: how many tokens each request has drawn. Not to be written."""
         return self._tensors.lengths
 
+    @property
+    def requests(self) -> frozenset[int]:
+        """The slots that have a request. After Ctrl-C compare with the slots that you know, and remove the others."""
+        with self._lock:
+            return frozenset(self._requests)
+
     def add(self, **parameters: Unpack[RequestParameters]) -> int:
         """Take in a request, new or resumed.
 
@@ -119,16 +135,18 @@ class Sampler:
             RuntimeError: every slot is taken.
         """
         with self._lock:
+            self._settle()
+            while self._free and self._free[0] in self._requests:
+                heappop(self._free)
             if not self._free:
                 raise RuntimeError(f"add: all {self.slots} slots are taken; remove a request, or make a larger Sampler")
-            slot = min(self._free)  # low slots, so that changes lie side by side
-            try:
-                self._write(slot, Request(), {"seed": None, **parameters}, Request._fields)
-                self._tensors.begin(slot)
-                self._free.discard(slot)
-            except BaseException:  # also of Ctrl-C: the caller will not know of the slot
-                self._let_go(slot)
-                raise
+            slot = self._free[0]  # low slots, so that changes lie side by side
+            request = self._checked(slot, Request(), {"seed": None, **parameters}, Request._fields)
+            self._unsettled.add(slot)
+            self._tensors.begin(slot)
+            self._write(slot, request, Request._fields)
+            self._unsettled.discard(slot)
+            heappop(self._free)
             return slot
 
     def update(self, slot: int, **parameters: Unpack[RequestParameters]) -> None:
@@ -140,13 +158,18 @@ class Sampler:
                 `bitmask` holds until the next one; those of all slots for one step are an argument of `step`.
         """
         with self._lock:
-            self._write(slot, self._request(slot), parameters, parameters.keys())
+            self._settle()
+            request = self._checked(slot, self._request(slot), parameters, parameters.keys())
+            self._write(slot, request, parameters.keys())
 
     def remove(self, slot: int) -> None:
         """Let a request go; its slot is free. `add` with its `output_tokens` resumes it, in whichever slot."""
         with self._lock:
             self._request(slot)
-            self._let_go(slot)
+            self._unsettled.add(slot)
+            heappush(self._free, slot)
+            del self._requests[slot]
+            self._settle()
 
     def flush(self) -> int:
         """Copy to the device what has changed since the last flush; does not wait for it.
@@ -160,6 +183,7 @@ class Sampler:
         if self._is_capturing():
             raise RuntimeError("flush: called during CUDA graph capture; call it before each replay instead")
         with self._lock:
+            self._settle()
             return self._tensors.flush()
 
     def step(self, logits: Tensor, rows: Tensor | None = None, bitmask: Tensor | None = None) -> Tensor:
@@ -197,7 +221,8 @@ class Sampler:
 
         Args:
             logits, rows, bitmask: as for `step`.
-            raw_logprobs, top_logprobs, top_logprobs_of, distribution, kept_set: as for `fastsample.sample_full`.
+            raw_logprobs, top_logprobs, top_logprobs_of, distribution, kept_set: as for `fastsample.sample_full`. With
+                kept_set=True calls of other threads wait until a GPU has ended the step, as this one does.
         """
         check_logits(logits)
         if logits.dim() != 2 or logits.shape[1] != self.vocab or logits.device != self.device:
@@ -214,8 +239,8 @@ class Sampler:
         with self._lock:
             features = self.features
             if not self._is_capturing():
-                features = frozenset(feature for feature, slots in self._users.items() if slots)
                 self.flush()
+                features = frozenset(feature for feature, slots in self._users.items() if slots)
             indices = self._tensors.logits_rows
             if rows is not None:
                 indices = torch.where(indices < 0, indices, rows)
@@ -252,31 +277,35 @@ class Sampler:
             raise ValueError(f"slot: got {slot!r}; accepted: one with a request ({sorted(self._requests)})")
         return self._requests[slot]
 
-    def _write(self, slot: int, before: Request, given: RequestParameters, changed: Collection[str]) -> None:
-        """Check what is given of a request, and put the fields `changed` where the next flush finds them."""
+    def _checked(self, slot: int, before: Request, given: RequestParameters, changed: Collection[str]) -> Request:
+        """A request with what is given in place of what it was; raises unless the fields `changed` are all right."""
         try:
-            after = before._replace(**check_parameters(given, self.vocab))
-            self._check_fits(slot, after, changed)
+            request = before._replace(**check_parameters(given, self.vocab))
+            self._check_fits(slot, request, changed)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error} (slot {slot})") from None
-        self._tensors.put(slot, after, changed)
-        if after.prompt_tokens is not NO_TOKENS or after.output_tokens is not NO_TOKENS:
+        return request
+
+    def _write(self, slot: int, request: Request, changed: Collection[str]) -> None:
+        """Put the fields `changed` where the next flush finds them."""
+        self._tensors.put(slot, request, changed)
+        if request.prompt_tokens is not NO_TOKENS or request.output_tokens is not NO_TOKENS:
             # They can be long, and are on the device from now on.
-            after = after._replace(prompt_tokens=NO_TOKENS, output_tokens=NO_TOKENS)
+            request = request._replace(prompt_tokens=NO_TOKENS, output_tokens=NO_TOKENS)
         for feature, slots in self._users.items():
-            if feature in after.features:
+            if feature in request.features:
                 slots.add(slot)
             else:
                 slots.discard(slot)
-        self._requests[slot] = after
+        self._requests[slot] = request
 
-    def _let_go(self, slot: int) -> None:
-        """Let a slot be free, whatever it has."""
-        self._tensors.end(slot)
-        for slots in self._users.values():
-            slots.discard(slot)
-        self._free.add(slot)
-        self._requests.pop(slot, None)
+    def _settle(self) -> None:
+        """Let slots draw no more that lost their request, or got none, in a call which an exception may have ended."""
+        for slot in self._unsettled - self._requests.keys():
+            self._tensors.end(slot)
+            for slots in self._users.values():
+                slots.discard(slot)
+        self._unsettled.clear()
 
     def _check_fits(self, slot: int, request: Request, changed: Collection[str]) -> None:
         """Raise unless there is what the request needs, and room for its lists."""
@@ -302,6 +331,19 @@ class Sampler:
                     f"{name}: got {size} entries, with {others} of other requests; accepted: at most list_capacity = "
                     f"{self.list_capacity} in all, which the Sampler was made with"
                 )
+
+
+# A thread that holds a lock does not come along when a process forks.
+_samplers: weakref.WeakSet[Sampler] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for sampler in _samplers:
+        sampler._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _size(name: str, value: Any, most: int = 2**31 - 1) -> int:

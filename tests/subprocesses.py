@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
@@ -27,9 +28,9 @@ def run_python(*arguments: str, seconds: float = 120, **environment: str) -> str
         output, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)  # at which faulthandler prints the stacks
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(10)
-        finally:
+        with suppress(ProcessLookupError):  # nothing of it is left
             os.killpg(process.pid, signal.SIGKILL)
         output, errors = process.communicate()
         raise AssertionError(

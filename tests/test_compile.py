@@ -169,6 +169,7 @@ def test_numbers_and_batch_change(logits: Tensor) -> None:
 
 def test_what_no_graph_can_hold_runs_beside_it_and_says_why() -> None:
     compiling = []
+    torch._dynamo.utils.counters.clear()
 
     @outside_of_graphs("it looks at a value")
     def look(values: Tensor) -> Tensor:
@@ -185,6 +186,10 @@ def test_what_no_graph_can_hold_runs_beside_it_and_says_why() -> None:
     with torch.compiler.set_stance("fail_on_recompile"):
         assert compiled(values).tolist() == [5.0, 5.0]
     assert compiling == [False] * 3
+    # What is before it and what is after it; it breaks the graph once, and is not itself compiled.
+    assert torch._dynamo.utils.counters["frames"] == {"total": 2, "ok": 2}
+    (broken,) = torch._dynamo.utils.counters["graph_break"]
+    assert "it looks at a value" in broken
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="it looks at a value"):
         torch.compile(function, backend="aot_eager", fullgraph=True)(values)

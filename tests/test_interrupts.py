@@ -1,7 +1,9 @@
 """Ctrl-C: a call that it ends has drawn or has not, and nothing that follows draws a token twice or leaves one out."""
 
+import linecache
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -9,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastsample
 from fastsample import Sampler
@@ -26,13 +27,21 @@ FIRST: dict[str, Any] = {
     "prompt_tokens": [1, 2],
     "repetition_penalty": 1.3,
     "presence_penalty": 0.5,
-    "logit_bias": {3: 2.0, 4: -1.0},
+    "logit_bias": {3: 2.0},
     "bad_words": [[5, 6], [7]],
     "stop_tokens": [8],
     "min_tokens": 4,
 }
-SECOND: dict[str, Any] = {"seed": 2, "top_k": 20, "allowed_tokens": list(range(30)), "logit_bias": {9: 1.0}}
-THIRD: dict[str, Any] = {"seed": 3, "frequency_penalty": 0.7, "stop_tokens": [10, 11], "min_tokens": 3}
+SECOND: dict[str, Any] = {
+    "seed": 2,
+    "top_k": 20,
+    "allowed_tokens": list(range(30)),
+    "logit_bias": {9: 1.0},
+    "stop_tokens": [20],
+    "min_tokens": 9,
+}
+THIRD: dict[str, Any] = {"seed": 3, "frequency_penalty": 0.7, "stop_tokens": [10], "min_tokens": 3}
+# More biases than before, so that those of the second request are elsewhere.
 CHANGED: dict[str, Any] = {"temperature": 0.7, "logit_bias": {3: 1.0, 12: 2.0}, "bad_words": [[13], [14, 15]]}
 LIST_CAPACITY = 3
 
@@ -60,8 +69,8 @@ seconds = time.perf_counter() - begin
 finished = 1
 for delay in (0.2, 0.8):
     timer = threading.Timer(delay * seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
+        timer.start()
         while True:
             draw()
             finished += 1
@@ -82,15 +91,25 @@ print("drawn")
 
 @contextmanager
 def interrupted_at(line: int, files: tuple[str, ...]) -> Iterator[None]:
-    """KeyboardInterrupt where the `line`-th line from here in `files` would run, as a signal would bring it."""
+    """KeyboardInterrupt where the `line`-th line from here in `files` would run, as a signal would bring it.
+
+    Not where a `with` statement is left, which Python traces as a second visit of its line: a signal comes before that,
+    inside, or once its lock has been released.
+    """
     paths = {str(PACKAGE / file) for file in files}
     lines = 0
+    entered = set()
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal lines
         if frame.f_code.co_filename not in paths:
             return None
         if event == "line":
+            if linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+                place = frame, frame.f_lineno
+                if place in entered:
+                    return trace
+                entered.add(place)
             lines += 1
             if lines == line:
                 raise KeyboardInterrupt
@@ -105,26 +124,48 @@ def interrupted_at(line: int, files: tuple[str, ...]) -> Iterator[None]:
 
 
 class Engine:
-    """A Sampler, and what its requests have been handed."""
+    """A Sampler, and what its requests have been handed: tokens, each with its log-probability.
+
+    A neighbour's bias or ban seldom changes a token, but always its log-probability.
+    """
 
     def __init__(self, backend: str) -> None:
         self.sampler = Sampler(3, VOCAB, max_tokens=16, list_capacity=LIST_CAPACITY, backend=backend)
         self.slots: dict[str, int] = {}
-        self.outputs: dict[str, list[int]] = {}
+        self.outputs: dict[str, list[tuple[int, float]]] = {}
 
     def add(self, name: str, request: dict[str, Any]) -> None:
         self.slots[name] = self.sampler.add(**request)
         self.outputs[name] = []
 
-    def step(self) -> None:
-        logits = torch.empty_like(LOGITS)
+    def step(self, names: Iterable[str] = ("first", "second", "third")) -> None:
+        """Draw for all requests, and hand it out to some."""
+        logits = torch.zeros_like(LOGITS)
         for name, slot in self.slots.items():
             logits[slot] = LOGITS[("first", "second", "third").index(name)]
-        self.hand_out(self.sampler.step(logits))
+        out = self.sampler.step_full(logits)
+        for name in self.slots.keys() & names:
+            slot = self.slots[name]
+            self.outputs[name].append((int(out.tokens[slot]), float(out.logprobs[slot])))
 
-    def hand_out(self, tokens: Tensor) -> None:
+    def take_back(self) -> None:
+        """Have every request draw next what comes after what it was handed."""
         for name, slot in self.slots.items():
-            self.outputs[name].append(int(tokens[slot]))
+            if slot in self.sampler.requests:
+                self.sampler.update(slot, output_tokens=[token for token, _ in self.outputs[name]])
+
+    def assert_not_locked(self) -> None:
+        found = []
+
+        def visit() -> None:
+            if self.sampler._lock.acquire(timeout=1):
+                found.append(True)
+                self.sampler._lock.release()
+
+        thread = threading.Thread(target=visit)
+        thread.start()
+        thread.join()
+        assert found, "the interrupted call has kept the lock"
 
 
 def step(engine: Engine) -> None:
@@ -132,8 +173,7 @@ def step(engine: Engine) -> None:
 
 
 def step_again(engine: Engine) -> None:
-    for name, slot in engine.slots.items():
-        engine.sampler.update(slot, output_tokens=engine.outputs[name])
+    engine.take_back()
     engine.step()
 
 
@@ -146,7 +186,7 @@ def add(engine: Engine) -> None:
 
 
 def add_again(engine: Engine) -> None:
-    for slot in engine.sampler._requests.keys() - engine.slots.values():  # added, but not handed out any more
+    for slot in engine.sampler.requests - set(engine.slots.values()):  # added, but not handed out any more
         engine.sampler.remove(slot)
     add(engine)
 
@@ -157,7 +197,7 @@ def remove(engine: Engine) -> None:
 
 
 def remove_again(engine: Engine) -> None:
-    if engine.slots["first"] in engine.sampler._requests:
+    if engine.slots["first"] in engine.sampler.requests:
         engine.sampler.remove(engine.slots["first"])
     del engine.slots["first"]
 
@@ -168,10 +208,11 @@ def story(
     again: Callable[[Engine], None],
     files: tuple[str, ...],
     line: int | None,
+    others: tuple[str, ...],
 ) -> Any:
     """What requests are handed by steps around a call; None where the call ends before it reaches the line.
 
-    again: what is done after the call, once it was interrupted.
+    again: what is done after the call, once it was interrupted. others: who is handed what a step draws before that.
     """
     engine = Engine(backend)
     engine.add("first", FIRST)
@@ -187,10 +228,16 @@ def story(
                 call(engine)
             return None
         except KeyboardInterrupt:
+            engine.assert_not_locked()
+            if others:
+                engine.step(others)
+                engine.take_back()
             again(engine)
     if call is not add:
         add(engine)
     engine.step()
+    if line is None:
+        engine.step(others)
     return engine.outputs
 
 
@@ -204,13 +251,43 @@ def story(
         ("auto", remove, remove_again, HOST_STATE),
     ],
 )
+@pytest.mark.parametrize("others", [(), ("second",)], ids=["repeated", "after-a-step"])
 def test_a_sampler_goes_on_after_an_interrupt_at_any_line(
-    backend: str, call: Callable[[Engine], None], again: Callable[[Engine], None], files: tuple[str, ...]
+    backend: str,
+    call: Callable[[Engine], None],
+    again: Callable[[Engine], None],
+    files: tuple[str, ...],
+    others: tuple[str, ...],
 ) -> None:
-    expected = story(backend, call, again, files, None)
+    """The call is repeated at once, or after a step that draws for the other requests what it always would."""
+    expected = story(backend, call, again, files, None, others)
     line = 1
-    while (handed := story(backend, call, again, files, line)) is not None:
+    while (handed := story(backend, call, again, files, line, others)) is not None:
         assert handed == expected, f"interrupted at line {line} of the call"
+        line += 1
+    assert line > 10
+
+
+def test_a_slot_whose_removal_was_interrupted_is_free_or_taken_but_not_both() -> None:
+    """Another thread's `add` comes between the interrupt and what is done about it, and keeps its request."""
+    line = 1
+    while True:
+        sampler = Sampler(1, VOCAB, max_tokens=16)
+        slot = sampler.add(seed=1, presence_penalty=0.5, logit_bias={3: 40.0})
+        try:
+            with interrupted_at(line, HOST_STATE):
+                sampler.remove(slot)
+            break
+        except KeyboardInterrupt:
+            pass
+        if slot in sampler.requests:
+            with pytest.raises(RuntimeError, match="taken"):
+                sampler.add(seed=2)
+        else:
+            assert sampler.step(LOGITS[:1]).tolist() == [-1]
+            assert sampler.add(seed=2) == slot
+            assert sampler.requests == {slot}
+            assert sampler.step(LOGITS[:1]).tolist() == fastsample.sample(LOGITS[:1], seed=2, offset=0).tolist()
         line += 1
     assert line > 10
 

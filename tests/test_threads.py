@@ -1,9 +1,10 @@
 """Threads at once: each draws what it would draw alone, by `==`, and random words that are taken are taken once."""
 
+import ctypes
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -96,16 +97,40 @@ def _frequent_switches() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """What calls return that are made by a thread each, which begin together."""
+def at_once(*calls: Callable[[], Any], seconds: float = 120) -> list[Any]:
+    """What calls return that are made by a thread each, which begin together. It fails when one is not over in time."""
     ready = threading.Barrier(len(calls))
+    returned: dict[int, Any] = {}
+    raised: list[BaseException] = []
 
-    def run(call: Callable[[], Any]) -> Any:
-        ready.wait(30)
-        return call()
+    def run(number: int) -> None:
+        try:
+            ready.wait(30)
+            returned[number] = calls[number]()
+        except BaseException as error:
+            raised.append(error)
 
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return [future.result(120) for future in [pool.submit(run, call) for call in calls]]
+    # Daemons, for which the end of the tests does not wait either.
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    waiting = [number for number, thread in enumerate(threads) if thread.is_alive()]
+    assert not waiting, f"after {seconds} s still in calls {waiting}"
+    if raised:
+        raise raised[0]
+    return [returned[number] for number in range(len(calls))]
+
+
+def test_a_deadlock_is_a_failure() -> None:
+    never = threading.Event()
+    with pytest.raises(AssertionError, match=r"still in calls \[1\]"):
+        at_once(lambda: 5, never.wait, seconds=0.2)
+    never.set()
+    with pytest.raises(ZeroDivisionError):
+        at_once(lambda: 5, lambda: 1 // 0)
 
 
 def draws_of_every_kind(seed: int, backend: str) -> list[list[Any]]:
@@ -215,28 +240,38 @@ def test_operators_run_in_tasks_of_torch(tmp_path: Path) -> None:
     assert run_python(str(program)) == "True\n"
 
 
-def test_other_threads_run_during_a_draw() -> None:
-    """A thread that counts while another is inside one call gets far: the call does not hold the interpreter."""
-    if ops.cpu_status != "ok":
-        missing(f"the native CPU kernels are not loaded ({ops.cpu_status})")
-    logits = torch.zeros(1, 128256)
-    rows = torch.zeros(400, dtype=torch.int64)
+def moments_during(call: Callable[[], Any]) -> int:
+    """How many turns of a loop this thread makes in the middle half of a call that another thread makes."""
     entered, left = threading.Event(), threading.Event()
+    times = []
 
-    def draw() -> None:
+    def run() -> None:
         entered.set()
-        fastsample.sample(logits, indices=rows, seed=1)
+        times.append(time.perf_counter())
+        call()
+        times.append(time.perf_counter())
         left.set()
 
-    thread = threading.Thread(target=draw)
+    thread = threading.Thread(target=run)
     thread.start()
     entered.wait(30)
-    counted = 0
+    moments = []
     while not left.is_set():
-        counted += 1
+        moments.append(time.perf_counter())
     thread.join(30)
-    # By a call that holds the interpreter, it is a switch's worth at the beginning and the end.
-    assert counted > 1000
+    begin, end = times
+    return sum(begin + (end - begin) / 4 < moment < end - (end - begin) / 4 for moment in moments)
+
+
+def test_other_threads_run_during_a_draw() -> None:
+    """The call does not hold the interpreter; one that does is seen to."""
+    if ops.cpu_status != "ok":
+        missing(f"the native CPU kernels are not loaded ({ops.cpu_status})")
+    if getattr(sys, "_is_gil_enabled", lambda: True)():
+        assert moments_during(lambda: ctypes.PyDLL(None).usleep(300_000)) == 0
+    logits = torch.zeros(1, 128256)
+    rows = torch.zeros(2000, dtype=torch.int64)
+    assert moments_during(lambda: fastsample.sample(logits, indices=rows, seed=1)) > 0
 
 
 @pytest.mark.skipif(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -62,6 +63,17 @@ def test_tags_and_size(wheel: Path) -> None:
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert wheel.name.endswith(f"-py3-none-{platform}.whl")  # for free-threaded Pythons too, which abi3 is not
     assert wheel.stat().st_size <= LARGEST
+
+
+@pytest.mark.parametrize("path", [native_objects.CPU_OBJECT, native_objects.CUDA_OBJECT], ids=["cpu", "cuda"])
+def test_objects_need_nothing_of_pythons(path: Path) -> None:
+    """Else the tag, for any Python, would be wrong."""
+    if not path.exists():
+        missing(f"{path.name} is not built: run `make install` where its compiler is")
+    undefined = run(["nm", "-D", "--undefined-only", path], PATH=os.defpath)
+    symbols = [line.split()[-1] for line in undefined.splitlines()]
+    assert any("aoti_torch" in symbol for symbol in symbols)
+    assert [symbol for symbol in symbols if re.match("_?Py", symbol)] == []
 
 
 def test_contents(wheel: Path) -> None:

@@ -135,9 +135,10 @@ _forced: ContextVar[Division | None] = ContextVar("_forced", default=None)
 
 @contextmanager
 def forced(division: Division) -> Iterator[None]:
-    """Have every call of this thread divided in one way; for tests and tuning."""
-    before = _forced.set(division)
+    """Have every call of this context divided in one way; for tests and tuning."""
+    before = _forced.get()
     try:
+        _forced.set(division)
         yield
     finally:
-        _forced.reset(before)
+        _forced.set(before)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 FILE_VARIABLE = "FASTSAMPLE_TRITON_TUNING"
 
-
 _FIELDS = 6  # of a division
+_writing = threading.Lock()  # from reading the file to replacing it, so that no thread's division is lost
 
 
 class Key(NamedTuple):
@@ -151,12 +151,13 @@ def tune(
 
 
 def _remember(key: Key, division: Iterable[int]) -> None:
-    _known.cache_clear()  # what others have written since
-    known = {**_known(), str(key): [int(field) for field in division]}
-    path = file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A reader sees the old file or the new one, never half of it.
-    written = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-    written.write_text(json.dumps(known, indent=1))
-    written.replace(path)
-    _known.cache_clear()
+    with _writing:
+        _known.cache_clear()  # what other processes have written since
+        known = {**_known(), str(key): [int(field) for field in division]}
+        path = file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A reader sees the old file or the new one, never half of it.
+        written = path.with_name(f"{path.name}.{os.getpid()}")
+        written.write_text(json.dumps(known, indent=1))
+        written.replace(path)
+        _known.cache_clear()
