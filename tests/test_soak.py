@@ -42,5 +42,5 @@ def test_memory_and_threads_stay_constant_and_tokens_the_same() -> None:
     assert max(report["threads"][20:]) <= max(report["threads"][:20]) + 2
     assert rise(report["resident"]) <= MOST_BYTES, report["resident"]
     assert rise(report["objects"]) <= MOST_OBJECTS, report["objects"]
-    # Less than one small object for each of the cases after the warm-up.
-    assert report["python_growth"] < 64 * report["python_cases"]
+    # Less than one small object for each of the cases after the warm-up: 7500 bytes were seen over 480 of them.
+    assert report["python_growth"] < 32 * report["python_cases"]
