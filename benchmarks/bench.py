@@ -387,7 +387,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--real-logits", type=Path, nargs="+", metavar="FILE", help=".npz with an array 'logits'")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=None, help="measure memory as well")
-    parser.add_argument("--out", type=Path, default=Path("fastsample-bench.json"), metavar="FILE", help="JSON to write")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastsample-bench.json"),
+        metavar="FILE",
+        help="JSON to write, over what is there (%(default)s)",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG to write (default: beside the JSON)")
     parser.add_argument("--markdown", action="store_true", help="print the README's table instead of everything")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show what was written before")

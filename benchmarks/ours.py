@@ -46,6 +46,7 @@ class OneRead:
     def load(self, logits: Tensor) -> None:
         flat = logits.view(-1)
         if flat.dtype is not torch.float32:  # two values of 16 bits at a time; their sum means nothing
+            flat = flat[flat.storage_offset() % 2 :]  # two values to a float, which begins at an even one
             flat = flat[: flat.numel() // 2 * 2].view(torch.float32)
         self.flat = flat
 

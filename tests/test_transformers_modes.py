@@ -340,7 +340,7 @@ def test_the_line_that_says_it_is_on(model: LlamaForCausalLM) -> None:
 
 def test_the_examples_of_the_page_run(real: tuple[Any, Any]) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = dict(zip(("model", "tokenizer"), real, strict=True))
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
